@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// access says who may call a route. The zero value lets nobody in, so a forgotten column locks (R70).
+type access string
+
+const (
+	public        access = "public" // no token needed
+	signedIn      access = "user"   // any signed-in user
+	platformAdmin access = "admin"  // users whose role is admin
+)
+
+// platformScopes is what each platform role may do, in the words of the access token's scope claim. It is there for
+// other services; roster decides from the database.
+var platformScopes = map[string]string{
+	"user":  "account",
+	"admin": "account users:read users:write audit:read organizations:read",
+}
+
+func scopeOf(role string) string { return platformScopes[role] }
+
+// caller is who makes a request and from where; the user is empty on public routes.
+type caller struct {
+	user      user
+	session   string    // id of the session behind the access token
+	signedIn  time.Time // when that session began
+	ip        netip.Addr
+	userAgent string
+}
+
+// authenticate finds out who calls and whether the route is open to them. Rights never come from the token: one query
+// loads the user and the session, so that sign-out, disabling and demotion act on the next request (R50).
+func (s *server) authenticate(r *http.Request, need access) (caller, error) {
+	c := caller{ip: s.clientIP(r), userAgent: cleanUserAgent(r.UserAgent())}
+	if need == public {
+		return c, nil
+	}
+	token, err := bearerToken(r.Header)
+	if err != nil {
+		return c, err
+	}
+	claims, err := s.keys.verifyAccess(token)
+	if err != nil {
+		return c, errInvalidToken
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
+	defer cancel()
+	found, err := s.db.callerBySession(ctx, claims.SessionID, claims.Subject)
+	if err != nil {
+		return c, err
+	}
+	if found.session.Generation == claims.Generation && !found.session.Confirmed {
+		// The client has the newest tokens: from now on their predecessor is a copy, not a lost reply (R54).
+		if err := s.db.confirmSession(ctx, claims.SessionID, claims.Generation); err != nil {
+			return c, err
+		}
+	}
+	c.user, c.session, c.signedIn = found.user, claims.SessionID, found.session.CreatedAt
+	switch {
+	case need == signedIn:
+		return c, nil
+	case need == platformAdmin && c.user.Role == "admin":
+		return c, nil
+	}
+	return c, errForbidden
+}
+
+// bearerToken reads the one Authorization header (RFC 6750 section 2.1, R22).
+func bearerToken(header http.Header) (string, error) {
+	values := header["Authorization"]
+	if len(values) == 0 {
+		return "", errNoToken
+	}
+	scheme, token, ok := strings.Cut(values[0], " ")
+	if len(values) != 1 || !ok || !strings.EqualFold(scheme, "Bearer") {
+		return "", errInvalidToken
+	}
+	return token, nil
+}
+
+// clientIP is the peer, unless the peer is a trusted proxy: then the nearest address of X-Forwarded-For, from the
+// right, that is not one. What cannot be parsed is never trusted (R10).
+func (s *server) clientIP(r *http.Request) netip.Addr {
+	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
+	ip := peer.Addr().Unmap().WithZone("")
+	if !s.trusted(ip) {
+		return ip
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0; i-- {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			return ip
+		}
+		if ip = hop.Unmap().WithZone(""); !s.trusted(ip) {
+			return ip
+		}
+	}
+	return ip
+}
+
+func (s *server) trusted(ip netip.Addr) bool {
+	for _, network := range s.cfg.TrustedProxies {
+		if network.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// maxUserAgent is how many bytes of a User-Agent are stored.
+const maxUserAgent = 256
+
+// cleanUserAgent makes a header fit to store and show.
+func cleanUserAgent(s string) string {
+	clean := strings.Map(func(c rune) rune {
+		if forbidden(c) || c == utf8.RuneError {
+			return -1
+		}
+		return c
+	}, s)
+	for len(clean) > maxUserAgent {
+		_, size := utf8.DecodeLastRuneInString(clean)
+		clean = clean[:len(clean)-size]
+	}
+	return clean
+}

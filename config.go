@@ -1,0 +1,261 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/mail"
+	"net/netip"
+	"net/url"
+	"os"
+	"reflect"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/sethvargo/go-envconfig"
+)
+
+// config is everything an operator can set, one environment variable a field (CONTRACT section 4, README).
+// A variable whose name ends in _FILE holds the path of a file with the value, for every variable here.
+type config struct {
+	DatabaseURL       string         `env:"DATABASE_URL"`
+	SecretKeys        string         `env:"SECRET_KEYS"`
+	PublicURL         string         `env:"PUBLIC_URL"`
+	AppURL            string         `env:"APP_URL"`
+	ListenAddr        string         `env:"LISTEN_ADDR, default=:8080"`
+	DBMaxConns        int32          `env:"DB_MAX_CONNS"`
+	AccessTokenTTL    time.Duration  `env:"ACCESS_TOKEN_TTL, default=15m"`
+	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h"`
+	RefreshMaxTTL     time.Duration  `env:"REFRESH_MAX_TTL, default=2160h"`
+	RefreshGrace      time.Duration  `env:"REFRESH_GRACE, default=30s"`
+	SignupEnabled     bool           `env:"SIGNUP_ENABLED, default=true"`
+	EmailVerification bool           `env:"EMAIL_VERIFICATION, default=true"`
+	CORSOrigins       []string       `env:"CORS_ORIGINS"`
+	TrustedProxies    []netip.Prefix `env:"TRUSTED_PROXIES"`
+	PasswordMinLength int            `env:"PASSWORD_MIN_LENGTH, default=12"`
+	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h"`
+	MailFrom          string         `env:"MAIL_FROM"`
+	SMTPURL           string         `env:"SMTP_URL"`
+	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s"`
+	LogLevel          slog.Level     `env:"LOG_LEVEL, default=INFO"`
+	LogFormat         string         `env:"LOG_FORMAT, default=json"`
+
+	// secrets is SECRET_KEYS decoded; the first signs.
+	secrets [][]byte
+	// dev is set by the command, never by the environment: it allows plain HTTP and plain SMTP.
+	dev bool
+}
+
+// problems collects what is wrong with the configuration, the first complaint of each variable, never a value (R98).
+type problems struct {
+	lines []string
+	named map[string]bool
+}
+
+func (p *problems) add(name, format string, args ...any) {
+	if p.named[name] {
+		return
+	}
+	if p.named == nil {
+		p.named = map[string]bool{}
+	}
+	p.named[name] = true
+	p.lines = append(p.lines, name+" "+fmt.Sprintf(format, args...))
+}
+
+func (p *problems) err() error {
+	if len(p.lines) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the configuration does not fit:\n  %s", strings.Join(p.lines, "\n  "))
+}
+
+// loadConfig reads and checks the whole configuration. Its error names every variable that is wrong, one a line.
+func loadConfig(ctx context.Context, lookup envconfig.Lookuper, dev bool) (config, error) {
+	cfg := config{dev: dev}
+	var p problems
+	readEnvironment(ctx, &cfg, &fileLookuper{next: lookup, problems: &p}, &p)
+	cfg.check(&p)
+	return cfg, p.err()
+}
+
+// readEnvironment fills cfg field by field, so that one variable of the wrong form does not hide the next.
+func readEnvironment(ctx context.Context, cfg *config, lookup envconfig.Lookuper, p *problems) {
+	value := reflect.ValueOf(cfg).Elem()
+	for _, field := range reflect.VisibleFields(value.Type()) {
+		if !field.IsExported() {
+			continue
+		}
+		one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
+		if err := envconfig.ProcessWith(ctx, &envconfig.Config{Target: one.Interface(), Lookuper: lookup}); err != nil {
+			name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+			p.add(name, "is not a %s", formOf(field.Type))
+			continue
+		}
+		value.FieldByIndex(field.Index).Set(one.Elem().Field(0))
+	}
+}
+
+func formOf(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[time.Duration]():
+		return "duration such as 15m or 720h"
+	case reflect.TypeFor[bool]():
+		return "boolean: true or false"
+	case reflect.TypeFor[slog.Level]():
+		return "log level: debug, info, warn or error"
+	case reflect.TypeFor[[]netip.Prefix]():
+		return "list of networks such as 10.0.0.0/8,fd00::/8"
+	}
+	return "number"
+}
+
+// check validates what the types cannot and fills in what depends on other variables.
+func (cfg *config) check(p *problems) {
+	if cfg.DatabaseURL == "" {
+		p.add("DATABASE_URL", "is required: postgres://user@host:5432/name")
+	} else if _, err := poolConfig(config{DatabaseURL: cfg.DatabaseURL, DBMaxConns: 1}); err != nil {
+		p.add("DATABASE_URL", "is not a PostgreSQL connection URL: postgres://user@host:5432/name")
+	}
+	var err error
+	if cfg.secrets, err = decodeSecrets(cfg.SecretKeys); err != nil {
+		p.add("SECRET_KEYS", "%v", err)
+	}
+	if err := checkOrigin(cfg.PublicURL, cfg.dev); err != nil {
+		p.add("PUBLIC_URL", "%v", err)
+	}
+	if cfg.AppURL == "" {
+		cfg.AppURL = cfg.PublicURL
+	} else if err := checkOrigin(cfg.AppURL, cfg.dev); err != nil {
+		p.add("APP_URL", "%v", err)
+	}
+	if _, _, err := net.SplitHostPort(cfg.ListenAddr); err != nil {
+		p.add("LISTEN_ADDR", "is not host:port")
+	}
+	if cfg.DBMaxConns == 0 {
+		// Reads want few connections, commits many (group commit): 16 serves both on a small machine.
+		cfg.DBMaxConns = int32(max(16, 4*runtime.GOMAXPROCS(0)))
+	}
+	if cfg.DBMaxConns < 1 || cfg.DBMaxConns > 1000 {
+		p.add("DB_MAX_CONNS", "must be between 1 and 1000")
+	}
+	const year = 365 * 24 * time.Hour
+	for _, d := range []struct {
+		name            string
+		value, min, max time.Duration
+	}{
+		{"ACCESS_TOKEN_TTL", cfg.AccessTokenTTL, time.Second, time.Hour},
+		{"REFRESH_IDLE_TTL", cfg.RefreshIdleTTL, time.Second, 10 * year},
+		{"REFRESH_MAX_TTL", cfg.RefreshMaxTTL, time.Second, 10 * year},
+		{"REFRESH_GRACE", cfg.RefreshGrace, 0, 5 * time.Minute},
+		{"VERIFY_TTL", cfg.VerifyTTL, time.Second, 30 * 24 * time.Hour},
+		{"DRAIN_DELAY", cfg.DrainDelay, 0, time.Minute},
+	} {
+		if d.value < d.min || d.value > d.max {
+			p.add(d.name, "must be between %v and %v", d.min, d.max)
+		}
+	}
+	if cfg.PasswordMinLength < 8 || cfg.PasswordMinLength > 64 {
+		p.add("PASSWORD_MIN_LENGTH", "must be between 8 and 64")
+	}
+	if cfg.LogFormat != "json" && cfg.LogFormat != "text" {
+		p.add("LOG_FORMAT", "must be json or text")
+	}
+	if _, err := mail.ParseAddress(cfg.MailFrom); cfg.MailFrom != "" && err != nil {
+		p.add("MAIL_FROM", "is not an address such as Roster <no-reply@example.com>")
+	}
+}
+
+// checkOrigin accepts https://host[:port], and http on the loopback or in dev.
+func checkOrigin(s string, dev bool) error {
+	if s == "" {
+		return errors.New("is required: https://host, as clients reach it")
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.User != nil || s != u.Scheme+"://"+u.Host {
+		return errors.New("must be an origin: https://host or https://host:port, nothing after it")
+	}
+	ip, _ := netip.ParseAddr(u.Hostname())
+	loopback := u.Hostname() == "localhost" || ip.IsLoopback()
+	if u.Scheme != "https" && !(u.Scheme == "http" && (loopback || dev)) {
+		return errors.New("must be https: tokens travel over it")
+	}
+	return nil
+}
+
+// decodeSecrets reads the ring of CONTRACT section 3: base64, at least 32 bytes each, none a placeholder (R44).
+func decodeSecrets(ring string) ([][]byte, error) {
+	if ring == "" {
+		return nil, errors.New("is required: one line of `roster keygen`")
+	}
+	var secrets [][]byte
+	for i, s := range strings.Split(ring, ",") {
+		secret, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(s))
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("entry %d is not base64: make one with `roster keygen`", i+1)
+		case len(secret) < 32:
+			return nil, fmt.Errorf("entry %d is shorter than 32 bytes: make one with `roster keygen`", i+1)
+		case weakSecret(secret):
+			return nil, fmt.Errorf("entry %d is a placeholder, not a random secret: make one with `roster keygen`", i+1)
+		}
+		for _, other := range secrets {
+			if bytes.Equal(other, secret) {
+				return nil, fmt.Errorf("entry %d is there twice", i+1)
+			}
+		}
+		secrets = append(secrets, secret)
+	}
+	return secrets, nil
+}
+
+// weakSecret tells text and repetition from random bytes. 32 random bytes hold fewer than 16 distinct values, or
+// printable characters only, about once in 10^13 times.
+func weakSecret(secret []byte) bool {
+	distinct := map[byte]bool{}
+	text := true
+	for _, b := range secret {
+		distinct[b] = true
+		text = text && b >= ' ' && b <= '~'
+	}
+	return text || len(distinct) < 16
+}
+
+// fileLookuper answers NAME from the file that NAME_FILE names, the way container secrets are mounted.
+type fileLookuper struct {
+	next     envconfig.Lookuper
+	problems *problems
+}
+
+func (f *fileLookuper) Lookup(name string) (string, bool) {
+	value, found := f.next.Lookup(name)
+	path, inFile := f.next.Lookup(name + "_FILE")
+	if !inFile {
+		return value, found
+	}
+	if found {
+		f.problems.add(name, "and %s_FILE are both set", name)
+		return value, true
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		f.problems.add(name, "cannot be read from the file that %s_FILE names", name)
+		return "", false
+	}
+	return strings.TrimRight(string(content), "\r\n"), true
+}
+
+// newLogger writes one line an event to w. Attributes only: user text never becomes part of a message (R96).
+func newLogger(cfg config, w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// signedInUser is the row behind an access token.
+type signedInUser struct {
+	user    user
+	session struct {
+		Generation int32
+		Confirmed  bool
+		CreatedAt  time.Time
+	}
+}
+
+// callerBySession loads user and session in one query; errInvalidToken when either has ended. It runs on every
+// request, so it scans by position.
+func (d db) callerBySession(ctx context.Context, sessionID, userID string) (signedInUser, error) {
+	var r signedInUser
+	u := &r.user
+	err := d.q.QueryRow(ctx, `
+		select u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at,
+			s.generation, s.confirmed, s.created_at
+		from sessions s join users u on u.id = s.user_id
+		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID).
+		Scan(&u.ID, &u.Email, &u.Name, &u.Role, &u.EmailVerified, &u.Disabled, &u.CreatedAt, &u.UpdatedAt,
+			&r.session.Generation, &r.session.Confirmed, &r.session.CreatedAt)
+	return r, orElse(err, errInvalidToken)
+}
+
+// confirmSession notes that the tokens of a generation have arrived.
+func (d db) confirmSession(ctx context.Context, id string, generation int32) error {
+	_, err := d.q.Exec(ctx, `
+		update sessions set confirmed = true, last_seen_at = now()
+		where id = $1 and generation = $2 and not confirmed`, id, generation)
+	return err
+}
+
+func (d db) insertSession(ctx context.Context, id, userID string, c caller, ttl time.Duration) error {
+	_, err := d.q.Exec(ctx, `
+		insert into sessions (id, user_id, ip, user_agent, expires_at)
+		values ($1, $2, $3, $4, now() + $5::interval)`, id, userID, nullableIP(c.ip), c.userAgent, ttl)
+	return err
+}
+
+// deleteOldestSessions leaves the keep newest sessions of a user whose row is locked.
+func (d db) deleteOldestSessions(ctx context.Context, userID string, keep int) error {
+	_, err := d.q.Exec(ctx, `
+		delete from sessions where id in (
+			select id from sessions where user_id = $1 order by id desc offset $2)`, userID, keep)
+	return err
+}
+
+// rotateSession moves a live session of an active user from a generation to the next, and returns the user;
+// pgx.ErrNoRows when any of that does not hold. Idle time starts anew, the absolute end never moves (R56).
+func (d db) rotateSession(ctx context.Context, id string, generation int32, c caller, cfg config) (user, error) {
+	return one[user](ctx, d, `
+		update sessions s set generation = s.generation + 1, confirmed = false, rotated_at = now(), last_seen_at = now(),
+			expires_at = least(now() + $3::interval, s.created_at + $4::interval), ip = $5, user_agent = $6
+		from users u
+		where s.id = $1 and s.generation = $2 and s.expires_at > now() and u.id = s.user_id and not u.disabled
+		returning u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at`,
+		id, generation, cfg.RefreshIdleTTL, cfg.RefreshMaxTTL, nullableIP(c.ip), c.userAgent)
+}
+
+// replayedSession is a live session that a token of an earlier generation was shown for.
+type replayedSession struct {
+	user       user
+	Replayable bool
+}
+
+// sessionForReplay returns the session of a genuine token that is not the newest; pgx.ErrNoRows when it has ended.
+// Replayable: the token is the immediate predecessor, and its successor is younger than grace or was never used (R54).
+func (d db) sessionForReplay(ctx context.Context, id string, generation int32, grace time.Duration) (replayedSession, error) {
+	var r replayedSession
+	err := d.q.QueryRow(ctx, `
+		select u.id, u.role, s.generation = $2 + 1 and (not s.confirmed or s.rotated_at > now() - $3::interval)
+		from sessions s join users u on u.id = s.user_id
+		where s.id = $1 and s.expires_at > now() and not u.disabled`, id, generation, grace).
+		Scan(&r.user.ID, &r.user.Role, &r.Replayable)
+	return r, err
+}
+
+// deleteReusedSession ends a session that is past the generation of a token shown for it.
+func (d db) deleteReusedSession(ctx context.Context, id string, generation int32) (bool, error) {
+	return affected(ctx, d, `delete from sessions where id = $1 and generation > $2`, id, generation)
+}
+
+func (d db) deleteSessionByID(ctx context.Context, id string) error {
+	_, err := d.q.Exec(ctx, `delete from sessions where id = $1`, id)
+	return err
+}
+
+// deleteSession ends one session of a user.
+func (d db) deleteSession(ctx context.Context, userID, id string) (bool, error) {
+	return affected(ctx, d, `delete from sessions where user_id = $1 and id = $2`, userID, id)
+}
+
+// deleteSessions ends every session of a user but one.
+func (d db) deleteSessions(ctx context.Context, userID, except string) error {
+	_, err := d.q.Exec(ctx, `delete from sessions where user_id = $1 and id <> $2`, userID, except)
+	return err
+}
+
+// sessionsByUser lists live sessions, newest first, one more than the page holds.
+func (d db) sessionsByUser(ctx context.Context, userID, current string, p pageInput) ([]session, error) {
+	return many[session](ctx, d, `
+		select id, id = $2 as current, host(ip) as ip, user_agent, created_at, last_seen_at
+		from sessions
+		where user_id = $1 and expires_at > now() and ($3 = '' or id < nullif($3, '')::uuid)
+		order by id desc limit $4`, userID, current, p.After, p.Limit+1)
+}
+
+// nullableIP is nil for an address that could not be read.
+func nullableIP(ip netip.Addr) *netip.Addr {
+	if !ip.IsValid() {
+		return nil
+	}
+	return &ip
+}

@@ -1,0 +1,88 @@
+package main
+
+import "context"
+
+// account is a user with the secret that handlers verify; it never leaves the program.
+type account struct {
+	ID            string
+	Email         string
+	PasswordHash  string // empty: no password was set
+	EmailVerified bool
+	Disabled      bool
+}
+
+func (d db) accountByEmail(ctx context.Context, email string) (account, error) {
+	return one[account](ctx, d, `
+		select id, email, coalesce(password_hash, '') as password_hash, email_verified, disabled
+		from users where email = $1`, email)
+}
+
+// accountByMailToken returns the owner of a live token without consuming it.
+func (d db) accountByMailToken(ctx context.Context, hash []byte, purpose string) (account, error) {
+	return one[account](ctx, d, `
+		select u.id, u.email, coalesce(u.password_hash, '') as password_hash, u.email_verified, u.disabled
+		from mail_tokens t join users u on u.id = t.user_id
+		where t.token_hash = $1 and t.purpose = $2 and t.expires_at > now() and not u.disabled`, hash, purpose)
+}
+
+// insertUser fails on users_email_key when the address has an account.
+func (d db) insertUser(ctx context.Context, id, email, name, role, passwordHash string) (user, error) {
+	return one[user](ctx, d, `
+		insert into users (id, email, name, role, password_hash)
+		values ($1, $2, $3, $4, nullif($5, ''))
+		returning id, email, name, role, email_verified, disabled, created_at, updated_at`,
+		id, email, name, role, passwordHash)
+}
+
+// insertVerifiedUser is insertUser for an address that needs no proof.
+func (d db) insertVerifiedUser(ctx context.Context, id, email, name, role, passwordHash string) (user, error) {
+	return one[user](ctx, d, `
+		insert into users (id, email, name, role, password_hash, email_verified)
+		values ($1, $2, $3, $4, nullif($5, ''), true)
+		returning id, email, name, role, email_verified, disabled, created_at, updated_at`,
+		id, email, name, role, passwordHash)
+}
+
+// insertOrReplaceUnverified makes an account, or replaces name and password of one whose address is unconfirmed. The
+// id is empty when the address belongs to somebody. One row is locked and written in either case.
+func (d db) insertOrReplaceUnverified(ctx context.Context, id, email, name, passwordHash string) (string, error) {
+	var got string
+	err := d.q.QueryRow(ctx, `
+		insert into users as u (id, email, name, password_hash)
+		values ($1, $2, $3, $4)
+		on conflict (email) do update set name = excluded.name, password_hash = excluded.password_hash
+		where not u.email_verified and not u.disabled
+		returning u.id`, id, email, name, passwordHash).Scan(&got)
+	return got, orElse(err, nil)
+}
+
+// updateEmailVerified confirms the address of an account whose password hash is still the given one.
+func (d db) updateEmailVerified(ctx context.Context, id, passwordHash string) (bool, error) {
+	return affected(ctx, d, `
+		update users set email_verified = true
+		where id = $1 and password_hash = $2 and not disabled`, id, passwordHash)
+}
+
+// updateUserName changes the row when its version is one of those allowed; pgx.ErrNoRows otherwise.
+func (d db) updateUserName(ctx context.Context, id, name string, allowed versions) (user, error) {
+	return one[user](ctx, d, `
+		update users set name = $2
+		where id = $1 and ($3::timestamptz[] is null or updated_at = any($3))
+		returning id, email, name, role, email_verified, disabled, created_at, updated_at`, id, name, allowed)
+}
+
+// updatePasswordHash replaces old by new; pgx.ErrNoRows when old is not the password any more.
+func (d db) updatePasswordHash(ctx context.Context, id, old, new string) error {
+	return d.q.QueryRow(ctx, `
+		update users set password_hash = $3
+		where id = $1 and password_hash = $2 returning id`, id, old, new).Scan(nil)
+}
+
+// lockActiveUser locks the row until the transaction ends; pgx.ErrNoRows when the user was disabled or the password
+// changed since it was verified.
+func (d db) lockActiveUser(ctx context.Context, id, passwordHash string) (user, error) {
+	return one[user](ctx, d, `
+		select id, email, name, role, email_verified, disabled, created_at, updated_at
+		from users where id = $1 and password_hash = $2 and not disabled
+		for no key update`, id, passwordHash)
+}

@@ -1,0 +1,323 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+const (
+	maxBody       = 64 << 10
+	maxDepth      = 32
+	maxParameters = 20
+)
+
+// inputField is one field of an input struct and where it comes from.
+type inputField struct {
+	index    []int
+	source   string // json, form, query, path or header
+	name     string
+	rule     string
+	optional bool // a pointer, or a query parameter
+}
+
+// inputFields reads the tags of an input type, once, when the route table is made.
+func inputFields(t reflect.Type) (fields []inputField) {
+	for _, f := range reflect.VisibleFields(t) {
+		for _, source := range []string{"json", "form", "query", "path", "header"} {
+			if name, ok := f.Tag.Lookup(source); ok {
+				fields = append(fields, inputField{f.Index, source, name, f.Tag.Get("is"),
+					f.Type.Kind() == reflect.Pointer || source == "query" || source == "header"})
+			}
+		}
+	}
+	return fields
+}
+
+// bodyKind returns json, form or "" for an input without a body.
+func bodyKind(fields []inputField) string {
+	for _, f := range fields {
+		if f.source == "json" || f.source == "form" {
+			return f.source
+		}
+	}
+	return ""
+}
+
+// decode fills input from the request and reports every bad field at once: 400 when the shape is wrong (not readable,
+// unknown, repeated or of the wrong type), else 422 when a value is.
+func (s *server) decode(r *http.Request, c caller, fields []inputField, input reflect.Value) error {
+	query, err := parseQuery(r.URL.RawQuery, fields)
+	if err != nil {
+		return err
+	}
+	var shape, values []fieldError
+	var members map[string]jsontext.Value
+	var form url.Values
+	switch bodyKind(fields) {
+	case "json":
+		members, shape, err = readJSON(r, fields)
+	case "form":
+		form, err = readForm(r, fields)
+	}
+	if err != nil {
+		return err
+	}
+	for _, f := range fields {
+		target := input.FieldByIndex(f.index)
+		var text string
+		var present bool
+		switch f.source {
+		case "path":
+			if text = r.PathValue(f.name); !isUUID(text) {
+				return errNotFound
+			}
+			target.SetString(text)
+			continue
+		case "header":
+			target.Set(reflect.ValueOf(parseIfMatch(strings.Join(r.Header.Values(f.name), ","))))
+			continue
+		case "query":
+			text, present = query.Get(f.name), query.Has(f.name)
+			if err := s.setParameter(r, c, f, target, text, present); err != nil {
+				return err
+			}
+			continue
+		case "form":
+			text, present = form.Get(f.name), form.Get(f.name) != "" // RFC 6749 section 3.2: without a value is omitted
+		case "json":
+			var raw jsontext.Value
+			if raw, present = members[f.name]; present {
+				target = allocate(target)
+				if err := json.Unmarshal(raw, target.Addr().Interface()); err != nil || raw.Kind() == 'n' {
+					shape = append(shape, fieldError{"/" + f.name, "wrong_type", "must be a " + target.Kind().String()})
+					continue
+				}
+				if target.Kind() != reflect.String {
+					continue
+				}
+				text = target.String()
+			}
+		}
+		if !present {
+			if !f.optional {
+				values = append(values, fieldError{"/" + f.name, "required", "is required"})
+			}
+			continue
+		}
+		value, code, detail := s.rules[f.rule].check(text)
+		if code != "" {
+			values = append(values, fieldError{"/" + f.name, code, detail})
+			continue
+		}
+		allocate(target).SetString(value)
+	}
+	switch {
+	case len(shape) > 0:
+		e := *errMalformed
+		e.Fields = append(shape, values...)
+		return &e
+	case len(values) > 0:
+		return invalid(values...)
+	}
+	return nil
+}
+
+// allocate returns the value behind an optional field, making it when it is nil.
+func allocate(v reflect.Value) reflect.Value {
+	if v.Kind() != reflect.Pointer {
+		return v
+	}
+	if v.IsNil() {
+		v.Set(reflect.New(v.Type().Elem()))
+	}
+	return v.Elem()
+}
+
+// setParameter reads one query parameter.
+func (s *server) setParameter(r *http.Request, c caller, f inputField, target reflect.Value, text string, present bool) error {
+	bad := func(detail string) error {
+		e := *errMalformed
+		e.Fields = []fieldError{{f.name, "invalid_parameter", detail}}
+		return &e
+	}
+	switch f.name {
+	case "limit":
+		if !present {
+			target.SetInt(defaultLimit)
+			return nil
+		}
+		limit, err := parseLimit(text)
+		if err != nil {
+			return bad(err.Error())
+		}
+		target.SetInt(int64(limit))
+	case "after":
+		if !present {
+			return nil
+		}
+		id, err := s.keys.parseCursor(cursorScope(r, c), text)
+		if err != nil {
+			return errBadCursor
+		}
+		target.SetString(id)
+	}
+	return nil
+}
+
+// parseQuery refuses unknown and repeated parameters (R21).
+func parseQuery(raw string, fields []inputField) (url.Values, error) {
+	if raw == "" {
+		return nil, nil
+	}
+	if strings.Count(raw, "&") >= maxParameters {
+		return nil, errMalformed
+	}
+	query, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, errMalformed.because(err)
+	}
+	return query, checkParameters(query, fields, "query")
+}
+
+// checkParameters refuses what the input does not know, what comes twice, and what is not text.
+func checkParameters(given url.Values, fields []inputField, source string) error {
+	var bad []fieldError
+	for name, values := range given {
+		known := slices.ContainsFunc(fields, func(f inputField) bool { return f.source == source && f.name == name })
+		switch {
+		case !known:
+			bad = append(bad, fieldError{strconv.QuoteToASCII(name), "unknown_parameter", "is not a parameter of this call"})
+		case len(values) > 1:
+			bad = append(bad, fieldError{name, "repeated_parameter", "may be given once"})
+		case !utf8.ValidString(values[0]) || strings.ContainsRune(values[0], 0):
+			bad = append(bad, fieldError{name, "invalid_parameter", "must be UTF-8 text"})
+		}
+	}
+	if bad == nil {
+		return nil
+	}
+	slices.SortFunc(bad, func(a, b fieldError) int { return strings.Compare(a.Pointer, b.Pointer) })
+	e := *errMalformed
+	e.Fields = bad
+	return &e
+}
+
+// readBody returns the body, at most maxBody bytes of the given media type, never decompressed.
+func readBody(r *http.Request, mediaType string) ([]byte, error) {
+	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	charset, hasCharset := params["charset"]
+	if err != nil || kind != mediaType || len(r.Header["Content-Type"]) != 1 ||
+		hasCharset && !strings.EqualFold(charset, "utf-8") {
+		e := *errMediaType
+		e.Detail = "The body must be " + mediaType + " in UTF-8."
+		return nil, &e
+	}
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+		e := *errMediaType
+		e.Detail = "The body must not be compressed."
+		return nil, &e
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	if err != nil && !errors.As(err, &tooLarge) {
+		return nil, errMalformed.because(err) // the client went away or broke its framing
+	}
+	return body, err
+}
+
+// readJSON reads one strict JSON object (R15, R16) into its members. Unknown members are returned as shape errors.
+func readJSON(r *http.Request, fields []inputField) (map[string]jsontext.Value, []fieldError, error) {
+	body, err := readBody(r, "application/json")
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkJSON(body); err != nil {
+		e := *errMalformed
+		e.Detail = "The body is not one strict JSON object: " + err.Error()
+		return nil, nil, &e
+	}
+	var members map[string]jsontext.Value
+	if err := json.Unmarshal(body, &members); err != nil || members == nil {
+		e := *errMalformed
+		e.Detail = "The body must be a JSON object."
+		return nil, nil, &e
+	}
+	var unknown []fieldError
+	for name := range members {
+		if !slices.ContainsFunc(fields, func(f inputField) bool { return f.source == "json" && f.name == name }) {
+			pointer := string(jsontext.Pointer("").AppendToken(name))
+			unknown = append(unknown, fieldError{pointer, "unknown_field", "is not a field of this call"})
+		}
+	}
+	slices.SortFunc(unknown, func(a, b fieldError) int { return strings.Compare(a.Pointer, b.Pointer) })
+	return members, unknown, nil
+}
+
+// checkJSON reads body token by token: one value, no duplicate members, valid UTF-8, no lone surrogates, no deeper
+// than maxDepth.
+func checkJSON(body []byte) error {
+	d := jsontext.NewDecoder(bytes.NewReader(body))
+	for {
+		_, err := d.ReadToken()
+		if err == io.EOF && d.StackDepth() == 0 {
+			break
+		}
+		var syntax *jsontext.SyntacticError
+		if errors.As(err, &syntax) {
+			return errors.New(syntaxDetail(syntax))
+		}
+		if err != nil {
+			return errors.New("it ends early")
+		}
+		if d.StackDepth() > maxDepth {
+			return errors.New("it is nested too deeply")
+		}
+		if d.StackDepth() == 0 {
+			if rest := bytes.TrimLeft(body[d.InputOffset():], " \t\r\n"); len(rest) > 0 {
+				return errors.New("something follows the first value")
+			}
+			return nil
+		}
+	}
+	return errors.New("it is empty")
+}
+
+// syntaxDetail says where and what, without repeating the client's bytes.
+func syntaxDetail(e *jsontext.SyntacticError) string {
+	where := " at byte " + strconv.FormatInt(e.ByteOffset, 10)
+	switch {
+	case errors.Is(e, jsontext.ErrDuplicateName):
+		return "a member is there twice" + where
+	case errors.Is(e, io.ErrUnexpectedEOF):
+		return "it ends early" + where
+	}
+	return "it is not valid JSON in UTF-8" + where
+}
+
+// readForm reads application/x-www-form-urlencoded, each parameter at most once (RFC 6749 section 3.2).
+func readForm(r *http.Request, fields []inputField) (url.Values, error) {
+	body, err := readBody(r, "application/x-www-form-urlencoded")
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Count(body, []byte("&")) >= maxParameters {
+		return nil, errMalformed
+	}
+	form, err := url.ParseQuery(string(body))
+	if err != nil {
+		return nil, errMalformed.because(err)
+	}
+	return form, checkParameters(form, fields, "form")
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/joho/godotenv"
+	"github.com/sethvargo/go-envconfig"
+)
+
+// devDir is where dev keeps its database and its secrets between runs.
+const devDir = ".roster"
+
+// devAdmin is the address of the admin that dev makes; its password is random.
+const devAdmin = "admin@example.com"
+
+// runDev is the whole product on an embedded default: a private PostgreSQL unless DATABASE_URL is set, migrated;
+// secrets and an admin, made once; mails on the terminal. It ends, with everything it started, when ctx does.
+func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) error {
+	dir, unlock, err := openDevDir()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	secrets, err := devSecrets(dir)
+	if err != nil {
+		return err
+	}
+	dotenv, err := godotenv.Read(".env")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf(".env: %w", err)
+	}
+	lookup = envconfig.MultiLookuper(lookup, envconfig.MapLookuper(dotenv))
+	defaults := map[string]string{"SECRET_KEYS": secrets["SECRET_KEYS"], "LOG_FORMAT": "text", "DRAIN_DELAY": "0s"}
+	// With a port of one's own the links and the issuer must follow it.
+	addr, given := lookup.Lookup("LISTEN_ADDR")
+	if !given {
+		addr = "127.0.0.1:8080"
+		defaults["LISTEN_ADDR"] = addr
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return errors.New("LISTEN_ADDR is not host:port")
+	}
+	defaults["PUBLIC_URL"] = "http://localhost:" + port
+
+	database := "your DATABASE_URL"
+	if url, ok := lookup.Lookup("DATABASE_URL"); !ok || url == "" {
+		pg, err := startDevPostgres(ctx, dir, secrets["POSTGRES_PASSWORD"], stdout)
+		if err != nil {
+			return err
+		}
+		defer pg.stop()
+		defaults["DATABASE_URL"] = pg.url
+		database = pg.url
+	}
+	cfg, err := loadConfig(ctx, envconfig.MultiLookuper(lookup, envconfig.MapLookuper(defaults)), true)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", cfg.ListenAddr)
+	if err != nil {
+		return fmt.Errorf("%w; LISTEN_ADDR=127.0.0.1:8081 takes another port", err)
+	}
+	if err := migrateTo(ctx, cfg.DatabaseURL, io.Discard, func(int32) int32 { return requiredVersion() }); err != nil {
+		return err
+	}
+	s, err := openServer(ctx, cfg, stdout)
+	if err != nil {
+		return err
+	}
+	s.deliver = printMail(stdout)
+	password, err := ensureDevAdmin(ctx, s, secrets["ADMIN_PASSWORD"])
+	if err != nil {
+		return err
+	}
+	printWelcome(stdout, cfg, database, password)
+	return s.listenAndServe(ctx, listener)
+}
+
+// openDevDir makes .roster and locks it against a second dev. Where root's clone is closed to the user that
+// PostgreSQL runs as, .roster is a link to a directory that is not.
+func openDevDir() (dir string, unlock func(), err error) {
+	path, err := filepath.Abs(devDir)
+	if err != nil {
+		return "", nil, err
+	}
+	credential, err := runAs()
+	if err != nil {
+		return "", nil, err
+	}
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		if err := makeDevDir(path, credential); err != nil {
+			return "", nil, err
+		}
+	}
+	if dir, err = filepath.EvalSymlinks(path); err != nil {
+		return "", nil, fmt.Errorf("%s: %w; remove it to start anew", devDir, err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return "", nil, errors.New("another `roster dev` is running in this directory")
+	}
+	return dir, func() { lock.Close() }, nil
+}
+
+func makeDevDir(path string, credential *syscall.Credential) error {
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	if credential == nil {
+		return nil
+	}
+	if err := os.Chown(path, int(credential.Uid), int(credential.Gid)); err != nil {
+		return err
+	}
+	try := exec.Command("/bin/sh", "-c", "cd "+strconv.Quote(path))
+	try.Dir = "/"
+	try.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
+	if try.Run() == nil {
+		return nil
+	}
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	open := filepath.Join("/var/tmp", fmt.Sprintf("roster-%x", sha256.Sum256([]byte(path)))[:24])
+	info, err := os.Lstat(open)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.Mkdir(open, 0o700); err != nil {
+			return err
+		}
+		err = os.Chown(open, int(credential.Uid), int(credential.Gid))
+	} else if err == nil && (!info.IsDir() || info.Sys().(*syscall.Stat_t).Uid != credential.Uid) {
+		err = errors.New(open + " belongs to somebody else")
+	}
+	if err != nil {
+		return err
+	}
+	return os.Symlink(open, path)
+}
+
+// devSecrets reads the secrets of dev, making them on the first run.
+func devSecrets(dir string) (map[string]string, error) {
+	path := filepath.Join(dir, "secrets.env")
+	secrets, err := godotenv.Read(path)
+	if !errors.Is(err, os.ErrNotExist) {
+		return secrets, err
+	}
+	secrets = map[string]string{
+		"SECRET_KEYS": newSecret(), "POSTGRES_PASSWORD": rand.Text(),
+		"ADMIN_PASSWORD": strings.ToLower(rand.Text()[:20]),
+	}
+	content, err := godotenv.Marshal(secrets)
+	if err != nil {
+		return nil, err
+	}
+	return secrets, os.WriteFile(path, []byte(content+"\n"), 0o600)
+}
+
+// startDevPostgres runs the private server with a database for roster.
+func startDevPostgres(ctx context.Context, dir, password string, stdout io.Writer) (*postgres, error) {
+	binDir, err := findPostgres()
+	if errors.Is(err, errNoPostgres) {
+		binDir, err = downloadPostgres(dir, stdout)
+	}
+	if err != nil {
+		return nil, err
+	}
+	pg, err := startPostgres(ctx, binDir, filepath.Join(dir, "postgres"), filepath.Join(dir, "postgres.log"), password)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := pgx.Connect(ctx, pg.url)
+	if err != nil {
+		return nil, errors.Join(err, pg.stop())
+	}
+	defer conn.Close(ctx)
+	var exists bool
+	err = conn.QueryRow(ctx, `select exists (select from pg_database where datname = 'roster')`).Scan(&exists)
+	if err == nil && !exists {
+		_, err = conn.Exec(ctx, `create database roster`)
+	}
+	if err != nil {
+		return nil, errors.Join(err, pg.stop())
+	}
+	u, err := url.Parse(pg.url)
+	if err != nil {
+		return nil, errors.Join(err, pg.stop())
+	}
+	u.Path = "/roster"
+	pg.url = u.String()
+	return pg, nil
+}
+
+// ensureDevAdmin makes the admin on the first run. It returns the password to print: empty when it was changed since.
+func ensureDevAdmin(ctx context.Context, s *server, password string) (string, error) {
+	account, err := s.db.accountByEmail(ctx, devAdmin)
+	if errors.Is(err, pgx.ErrNoRows) {
+		hash, err := s.passwords.hash(ctx, password)
+		if err != nil {
+			return "", err
+		}
+		_, err = s.db.insertVerifiedUser(ctx, newID(), devAdmin, "Dev Admin", "admin", hash)
+		return password, err
+	}
+	if err != nil {
+		return "", err
+	}
+	ok, _, err := s.passwords.verify(ctx, account.PasswordHash, password)
+	if !ok {
+		password = ""
+	}
+	return password, err
+}
+
+func printWelcome(out io.Writer, cfg config, database, password string) {
+	shown := password
+	if password == "" {
+		shown, password = "(you changed it)", "YOUR-PASSWORD"
+	}
+	fmt.Fprintf(out, `
+  roster is ready.
+
+  API       %[1]s/v1
+  Docs      %[1]s/docs
+  Database  %[2]s
+  Admin     %[3]s
+  Password  %[4]s
+
+  Sign in, read yourself, register somebody (the mail appears here):
+
+TOKEN=$(curl -s %[1]s/v1/auth/token -d grant_type=password -d username=%[3]s -d password=%[5]s | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
+curl -s %[1]s/v1/users/me -H "Authorization: Bearer $TOKEN"
+curl -s %[1]s/v1/auth/register -H 'Content-Type: application/json' -d '{"email":"ada@example.com","password":"correct horse battery","name":"Ada"}'
+
+  Ctrl-C stops everything.
+
+`, cfg.PublicURL, database, devAdmin, shown, password)
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"reflect"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// requestTimeout bounds everything a request waits for (R01).
+const requestTimeout = 10 * time.Second
+
+// endpoint is a typed handler with its types erased: what the route table holds.
+type endpoint struct {
+	operation string // the handler's name, which is also the operationId
+	in, out   reflect.Type
+	// call decodes the input, runs the handler and returns its value.
+	call func(s *server, r *http.Request, c caller) (any, error)
+	// raw endpoints write the response themselves: pages and files.
+	raw http.HandlerFunc
+}
+
+// none is the output of a call that has nothing to say: 204.
+type none struct{}
+
+// handle turns a handler into an endpoint. The compiler ties the documented types to the code.
+func handle[In, Out any](h func(context.Context, caller, In) (Out, error)) endpoint {
+	in := reflect.TypeFor[In]()
+	fields := inputFields(in)
+	return endpoint{operation: nameOf(h), in: in, out: reflect.TypeFor[Out](),
+		call: func(s *server, r *http.Request, c caller) (any, error) {
+			var input In
+			if err := s.decode(r, c, fields, reflect.ValueOf(&input).Elem()); err != nil {
+				return nil, err
+			}
+			// A client that hangs up does not cancel its queries: a cancelled query costs PostgreSQL a
+			// connection, a finished one nothing (R87).
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
+			defer cancel()
+			return h(ctx, c, input)
+		}}
+}
+
+// raw makes an endpoint of a handler that writes its own response.
+func raw(h http.HandlerFunc) endpoint { return endpoint{operation: nameOf(h), raw: h} }
+
+// nameOf returns createUser for the method value s.createUser.
+func nameOf(method any) string {
+	name := runtime.FuncForPC(reflect.ValueOf(method).Pointer()).Name() // main.(*server).createUser-fm
+	return strings.TrimSuffix(name[strings.LastIndexByte(name, '.')+1:], "-fm")
+}
+
+// cursorScope is what a cursor belongs to: the list, its filters and the caller.
+func cursorScope(r *http.Request, c caller) string {
+	query := r.URL.Query()
+	query.Del("after")
+	query.Del("limit")
+	return c.user.ID + " " + r.URL.Path + "?" + query.Encode()
+}
+
+// serve runs one row of the route table: who is calling, may they, what do they want, do it, answer.
+func (s *server) serve(rt route) http.HandlerFunc {
+	return func(rw http.ResponseWriter, r *http.Request) {
+		w := rw.(*response)
+		c, err := s.authenticate(r, rt.access)
+		if err != nil {
+			s.writeError(w, r, err)
+			return
+		}
+		w.userID = c.user.ID
+		if rt.raw != nil {
+			rt.raw(w, r)
+			return
+		}
+		out, err := rt.call(s, r, c)
+		if err != nil {
+			s.writeError(w, r, err)
+			return
+		}
+		s.answer(w, r, c, rt.status, out)
+	}
+}
+
+// answer writes a success, with the headers that the value itself knows.
+func (s *server) answer(w *response, r *http.Request, c caller, status int, out any) {
+	header := w.Header()
+	if v, ok := out.(interface{ cacheControl() string }); ok {
+		header.Set("Cache-Control", v.cacheControl())
+	}
+	if v, ok := out.(interface{ etag() string }); ok {
+		header.Set("ETag", v.etag())
+		if r.Method == "GET" && etagListed(r.Header.Get("If-None-Match"), v.etag()) {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+	}
+	if p, ok := out.(pager); ok {
+		var next string
+		out, next = p.sign(func(id string) string { return s.keys.signCursor(cursorScope(r, c), id) })
+		if next != "" {
+			query := r.URL.Query()
+			query.Set("after", next)
+			header.Set("Link", "<"+s.cfg.PublicURL+r.URL.EscapedPath()+"?"+query.Encode()+`>; rel="next"`)
+		}
+	}
+	if _, nothing := out.(none); nothing {
+		w.WriteHeader(status)
+		return
+	}
+	writeJSON(w, status, "application/json", out)
+}
+
+// etagListed compares weakly, as If-None-Match asks (RFC 9110 section 13.1.2).
+func etagListed(header, etag string) bool {
+	for _, tag := range strings.Split(header, ",") {
+		if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == etag {
+			return true
+		}
+	}
+	return false
+}

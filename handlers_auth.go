@@ -1,0 +1,298 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+type registerInput struct {
+	Email    string `json:"email" is:"email"`
+	Password string `json:"password" is:"new_password"`
+	Name     string `json:"name" is:"name"`
+}
+
+// register starts an account, or starts it again while its address is unconfirmed: the latest registration wins. The
+// answer and the work are the same for an address that has an account; its owner gets a mail instead (R37).
+func (s *server) register(ctx context.Context, _ caller, in registerInput) (accepted, error) {
+	hash, err := s.hashForRegistration(ctx, in)
+	if err != nil {
+		return accepted{}, err
+	}
+	err = s.db.inTx(ctx, func(tx db) error {
+		id, err := tx.insertOrReplaceUnverified(ctx, newID(), in.Email, in.Name, hash)
+		if err != nil {
+			return err
+		}
+		kind := mailVerifyEmail
+		if id == "" {
+			kind = mailAccountExists
+		}
+		return tx.insertMail(ctx, in.Email, kind)
+	})
+	s.wakeSender()
+	return accepted{"We have sent a mail to this address. The link in it completes the registration."}, err
+}
+
+// registerUnverified is register without EMAIL_VERIFICATION: the account is usable at once.
+func (s *server) registerUnverified(ctx context.Context, _ caller, in registerInput) (user, error) {
+	hash, err := s.hashForRegistration(ctx, in)
+	if err != nil {
+		return user{}, err
+	}
+	return s.db.insertUser(ctx, newID(), in.Email, in.Name, "user", hash)
+}
+
+func (s *server) hashForRegistration(ctx context.Context, in registerInput) (string, error) {
+	if !s.cfg.SignupEnabled {
+		return "", errSignupDisabled
+	}
+	if err := refusePassword("/password", in.Password, in.Email); err != nil {
+		return "", err
+	}
+	return s.passwords.hash(ctx, in.Password)
+}
+
+type verifyEmailInput struct {
+	Token    string `json:"token" is:"token"`
+	Password string `json:"password" is:"password"`
+}
+
+// verifyEmail confirms an address and signs in. The token proves the mailbox, the password proves that whoever
+// registered is at the keyboard: either alone opens nothing (R64). A wrong password leaves the token alive.
+func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput) (tokens, error) {
+	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeVerifyEmail)
+	if err != nil {
+		return tokens{}, orElse(err, errBadMailToken)
+	}
+	ok, _, err := s.passwords.verify(ctx, account.PasswordHash, in.Password)
+	if err != nil {
+		return tokens{}, err
+	}
+	if !ok {
+		return tokens{}, wrongPassword("/password")
+	}
+	var session newSession
+	err = s.db.inTx(ctx, func(tx db) error {
+		if _, err := tx.deleteMailToken(ctx, hashMailToken(in.Token), purposeVerifyEmail); err != nil {
+			return orElse(err, errBadMailToken)
+		}
+		// Only with the very hash that was verified: a registration in between has replaced it, and counts.
+		if ok, err := tx.updateEmailVerified(ctx, account.ID, account.PasswordHash); err != nil || !ok {
+			return errors.Join(err, errBadMailToken)
+		}
+		session, err = s.startSession(ctx, tx, c, account.ID, account.PasswordHash)
+		return err
+	})
+	if err != nil {
+		return tokens{}, err
+	}
+	return s.issue(session)
+}
+
+type issueTokenInput struct {
+	GrantType    string  `form:"grant_type" is:"text"`
+	Username     *string `form:"username" is:"text"`
+	Password     *string `form:"password" is:"text"`
+	RefreshToken *string `form:"refresh_token" is:"token"`
+	// RFC 6749 clients may send these; there is one first-party client and one scope a role.
+	Scope        *string `form:"scope" is:"text"`
+	ClientID     *string `form:"client_id" is:"text"`
+	ClientSecret *string `form:"client_secret" is:"text"`
+	Audience     *string `form:"audience" is:"text"`
+	Resource     *string `form:"resource" is:"text"`
+}
+
+// issueToken is the token endpoint of RFC 6749: the password grant (section 4.3) and the refresh grant (section 6).
+func (s *server) issueToken(ctx context.Context, c caller, in issueTokenInput) (tokens, error) {
+	switch in.GrantType {
+	case "password":
+		if in.Username == nil || in.Password == nil {
+			return tokens{}, invalidRequest("username and password are required for this grant_type.")
+		}
+		return s.signIn(ctx, c, *in.Username, *in.Password)
+	case "refresh_token":
+		if in.RefreshToken == nil {
+			return tokens{}, invalidRequest("refresh_token is required for this grant_type.")
+		}
+		return s.refresh(ctx, c, *in.RefreshToken)
+	}
+	return tokens{}, errGrantType
+}
+
+// signIn checks a password. What it answers to a wrong one does not depend on whether the account exists, is
+// confirmed or disabled, and costs the same (R35); the right one is told why it does not help (R36).
+func (s *server) signIn(ctx context.Context, c caller, username, password string) (tokens, error) {
+	var account account
+	if email, code, _ := checkEmail(username); code == "" {
+		var err error
+		account, err = s.db.accountByEmail(ctx, email)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return tokens{}, err
+		}
+	}
+	ok, weak, err := s.passwords.verify(ctx, account.PasswordHash, password)
+	switch {
+	case err != nil:
+		return tokens{}, err
+	case !ok:
+		return tokens{}, errInvalidGrant
+	case account.Disabled:
+		return tokens{}, errAccountDisabled
+	case !account.EmailVerified && s.cfg.EmailVerification:
+		return tokens{}, errEmailNotVerified
+	}
+	if weak {
+		if account.PasswordHash, err = s.rehash(ctx, account, password); err != nil {
+			return tokens{}, err
+		}
+	}
+	var session newSession
+	err = s.db.inTx(ctx, func(tx db) (err error) {
+		session, err = s.startSession(ctx, tx, c, account.ID, account.PasswordHash)
+		return err
+	})
+	if err != nil {
+		return tokens{}, err
+	}
+	return s.issue(session)
+}
+
+// rehash upgrades a hash that is weaker than today's, unless the password changed meanwhile (R31).
+func (s *server) rehash(ctx context.Context, account account, password string) (string, error) {
+	hash, err := s.passwords.hash(ctx, password)
+	if err != nil {
+		return "", err
+	}
+	if err := s.db.updatePasswordHash(ctx, account.ID, account.PasswordHash, hash); err != nil {
+		return "", orElse(err, errInvalidGrant)
+	}
+	return hash, nil
+}
+
+// maxSessions is how many devices a user can be signed in on; the oldest makes room (R56).
+const maxSessions = 50
+
+// startSession signs a user in, if the password hash that was verified is still theirs. It locks the user's row first,
+// so that a change of password or a second sign-in waits: no session survives the one, none is too many for the other.
+func (s *server) startSession(ctx context.Context, tx db, c caller, userID, passwordHash string) (newSession, error) {
+	u, err := tx.lockActiveUser(ctx, userID, passwordHash)
+	if err != nil {
+		return newSession{}, orElse(err, errInvalidGrant)
+	}
+	if err := tx.deleteOldestSessions(ctx, userID, maxSessions-1); err != nil {
+		return newSession{}, err
+	}
+	n := newSession{user: u, id: newID(), generation: 1}
+	return n, tx.insertSession(ctx, n.id, userID, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL))
+}
+
+// newSession is what tokens are made from.
+type newSession struct {
+	user       user
+	id         string
+	generation int32
+}
+
+// issue makes the tokens of a session's generation.
+func (s *server) issue(n newSession) (tokens, error) {
+	access, err := s.keys.signAccess(n.user, n.id, n.generation)
+	return tokens{
+		AccessToken: access, TokenType: "Bearer", ExpiresIn: int(s.cfg.AccessTokenTTL.Seconds()),
+		RefreshToken: s.keys.signRefresh(n.id, n.generation), Scope: scopeOf(n.user.Role),
+	}, err
+}
+
+// refresh rotates a refresh token by one compare-and-set (R53). The immediate predecessor gets the identical successor
+// while that may be a lost reply; any older genuine token is a copy, and ends the session.
+func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, error) {
+	sessionID, generation, err := s.keys.parseRefresh(token)
+	if err != nil {
+		return tokens{}, errInvalidGrant
+	}
+	u, err := s.db.rotateSession(ctx, sessionID, generation, c, s.cfg)
+	if err == nil {
+		return s.issue(newSession{u, sessionID, generation + 1})
+	}
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return tokens{}, err
+	}
+	found, err := s.db.sessionForReplay(ctx, sessionID, generation, s.cfg.RefreshGrace)
+	if err != nil {
+		return tokens{}, orElse(err, errInvalidGrant)
+	}
+	if found.Replayable {
+		return s.issue(newSession{found.user, sessionID, generation + 1})
+	}
+	ended, err := s.db.deleteReusedSession(ctx, sessionID, generation)
+	if err != nil {
+		return tokens{}, err
+	}
+	if ended {
+		s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.user.ID)
+	}
+	return tokens{}, errInvalidGrant
+}
+
+type revokeTokenInput struct {
+	Token         string  `form:"token" is:"token"`
+	TokenTypeHint *string `form:"token_type_hint" is:"text"`
+	ClientID      *string `form:"client_id" is:"text"`
+	ClientSecret  *string `form:"client_secret" is:"text"`
+}
+
+// revoked is the empty success of RFC 7009 section 2.2.
+type revoked struct{}
+
+// revokeToken ends the session of a genuine token, of either kind, expired or not; anything else is over already.
+func (s *server) revokeToken(ctx context.Context, _ caller, in revokeTokenInput) (revoked, error) {
+	sessionID, _, err := s.keys.parseRefresh(in.Token)
+	if err != nil {
+		claims, err := s.keys.parseAccess(s.keys.expired, in.Token)
+		if err != nil {
+			return revoked{}, nil
+		}
+		sessionID = claims.SessionID
+	}
+	return revoked{}, s.db.deleteSessionByID(ctx, sessionID)
+}
+
+// invalidRequest is RFC 6749's answer to a form that misses something.
+func invalidRequest(detail string) error {
+	return &apiError{Status: 400, Code: "invalid_request", Detail: detail}
+}
+
+func (s *server) readJWKS(context.Context, caller, none) (jwkSet, error) { return s.keys.jwks, nil }
+
+// serverMetadata is RFC 8414 section 2.
+type serverMetadata struct {
+	Issuer                            string   `json:"issuer"`
+	TokenEndpoint                     string   `json:"token_endpoint"`
+	RevocationEndpoint                string   `json:"revocation_endpoint"`
+	JWKSURI                           string   `json:"jwks_uri"`
+	GrantTypesSupported               []string `json:"grant_types_supported"`
+	ResponseTypesSupported            []string `json:"response_types_supported"`
+	ScopesSupported                   []string `json:"scopes_supported"`
+	TokenEndpointAuthMethodsSupported []string `json:"token_endpoint_auth_methods_supported"`
+	RevocationAuthMethodsSupported    []string `json:"revocation_endpoint_auth_methods_supported"`
+	ServiceDocumentation              string   `json:"service_documentation"`
+}
+
+func (serverMetadata) cacheControl() string { return "public, max-age=300" }
+
+func (s *server) readMetadata(context.Context, caller, none) (serverMetadata, error) {
+	return serverMetadata{
+		Issuer:                            s.cfg.PublicURL,
+		TokenEndpoint:                     s.cfg.PublicURL + "/v1/auth/token",
+		RevocationEndpoint:                s.cfg.PublicURL + "/v1/auth/revoke",
+		JWKSURI:                           s.cfg.PublicURL + "/.well-known/jwks.json",
+		GrantTypesSupported:               []string{"password", "refresh_token"},
+		ResponseTypesSupported:            []string{},
+		ScopesSupported:                   strings.Fields(platformScopes["admin"]),
+		TokenEndpointAuthMethodsSupported: []string{"none"},
+		RevocationAuthMethodsSupported:    []string{"none"},
+		ServiceDocumentation:              s.cfg.PublicURL + "/docs",
+	}, nil
+}

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	htmltemplate "html/template"
+	"io"
+	"math/rand/v2"
+	"net/url"
+	"strings"
+	"sync"
+	"text/template"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Mails are rows of the outbox until a sender has delivered them; db_mails.go has their SQL, mails/ their texts.
+
+// The kinds of mail: each is a file in mails/.
+const (
+	mailVerifyEmail     = "verify_email"
+	mailAccountExists   = "account_exists"
+	mailPasswordChanged = "password_changed"
+)
+
+// The purposes of mail tokens: what a token of one purpose does, one of another cannot (R60).
+const purposeVerifyEmail = "verify-email"
+
+// tokenKinds are the mails that carry a token.
+var tokenKinds = []string{mailVerifyEmail}
+
+// mailKind is what sets one kind of mail apart.
+type mailKind struct {
+	purpose string // of the token that the mail carries; empty for none
+	ttl     time.Duration
+}
+
+func (s *server) mailKinds() map[string]mailKind {
+	return map[string]mailKind{
+		mailVerifyEmail:     {purposeVerifyEmail, s.cfg.VerifyTTL},
+		mailAccountExists:   {},
+		mailPasswordChanged: {},
+	}
+}
+
+// message is a mail ready to be sent.
+type message struct {
+	ID      string // stable over attempts: the Message-ID is made of it
+	To      string
+	Subject string
+	Text    string
+	HTML    string
+	Token   string // for dev, which prints it
+}
+
+//go:embed mails
+var mailFiles embed.FS
+
+var (
+	mailTexts  = template.Must(template.ParseFS(mailFiles, "mails/*.txt"))
+	mailLayout = htmltemplate.Must(htmltemplate.ParseFS(mailFiles, "mails/layout.html"))
+)
+
+// render makes the text and the HTML of a mail from its one file: two header lines, then paragraphs, of which the
+// link becomes a button. Texts hold no word that a stranger chose.
+func (s *server) render(m mailRow, token string) (message, error) {
+	kind := s.mailKinds()[m.Kind]
+	data := map[string]any{"Product": productName, "Link": s.cfg.AppURL + "/", "TTL": humanDuration(kind.ttl)}
+	if token != "" {
+		// In the fragment the token reaches no server log, no Referer and no scanner that follows links (R63).
+		data["Link"] = s.cfg.AppURL + "/#/" + kind.purpose + "?token=" + url.QueryEscape(token)
+	}
+	var text, html strings.Builder
+	if err := mailTexts.ExecuteTemplate(&text, m.Kind+".txt", data); err != nil {
+		return message{}, fmt.Errorf("mail %s: %w", m.Kind, err)
+	}
+	head, body, _ := strings.Cut(text.String(), "\n\n")
+	for line := range strings.Lines(head) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		data[name] = value
+	}
+	data["Paragraphs"] = strings.Split(strings.TrimSpace(body), "\n\n")
+	if err := mailLayout.Execute(&html, data); err != nil {
+		return message{}, fmt.Errorf("mail %s: %w", m.Kind, err)
+	}
+	return message{ID: m.ID, To: m.Recipient, Subject: data["Subject"].(string), Text: body, HTML: html.String(), Token: token}, nil
+}
+
+const productName = "roster"
+
+// humanDuration says 24 hours, 30 minutes or 7 days.
+func humanDuration(d time.Duration) string {
+	for _, unit := range []struct {
+		name string
+		size time.Duration
+	}{{"day", 24 * time.Hour}, {"hour", time.Hour}, {"minute", time.Minute}, {"second", time.Second}} {
+		if n := d / unit.size; d%unit.size == 0 && n > 1 || n == 1 && d == unit.size {
+			if n == 1 {
+				return "1 " + unit.name
+			}
+			return fmt.Sprintf("%d %ss", n, unit.name)
+		}
+	}
+	return d.String()
+}
+
+const (
+	mailLease = 2 * time.Minute // longer than a whole SMTP conversation may take
+	mailPoll  = time.Second
+)
+
+// startWorkers starts what runs beside the requests; the group is done when ctx has ended and they have stopped.
+func (s *server) startWorkers(ctx context.Context) *sync.WaitGroup {
+	var workers sync.WaitGroup
+	workers.Go(func() { s.sendMails(ctx) })
+	return &workers
+}
+
+// wakeSender tells this replica's sender that a mail may be due, so that it need not wait for its next poll.
+func (s *server) wakeSender() {
+	select {
+	case s.newMail <- struct{}{}:
+	default:
+	}
+}
+
+// sendMails sends what is due until ctx ends; the mail in hand is finished.
+func (s *server) sendMails(ctx context.Context) {
+	poll := time.NewTicker(mailPoll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-poll.C:
+		case <-s.newMail:
+		}
+		for ctx.Err() == nil {
+			err := s.sendNextMail(context.WithoutCancel(ctx))
+			if errors.Is(err, pgx.ErrNoRows) {
+				break
+			}
+			if err != nil {
+				s.log.Error("sending mail", "cause", err.Error())
+				break
+			}
+		}
+	}
+}
+
+// sendNextMail leases a mail, makes its token, and sends it with no transaction open; pgx.ErrNoRows when none is due.
+func (s *server) sendNextMail(ctx context.Context) error {
+	m, err := s.db.leaseMail(ctx, mailLease)
+	if err != nil {
+		return err
+	}
+	kind, known := s.mailKinds()[m.Kind]
+	if !known {
+		return fmt.Errorf("mail %s: unknown kind %q", m.ID, m.Kind)
+	}
+	var token string
+	if kind.purpose != "" {
+		var hash []byte
+		token, hash = newMailToken()
+		if err := s.db.upsertMailToken(ctx, hash, m, kind.purpose, kind.ttl); err != nil {
+			return orElse(err, nil) // the mail was voided meanwhile
+		}
+	}
+	msg, err := s.render(m, token)
+	if err != nil {
+		return err
+	}
+	if err := s.deliver(ctx, msg); err != nil {
+		s.log.Warn("mail not delivered, will retry", "mail_id", m.ID, "kind", m.Kind, "attempts", m.Attempts, "cause", err.Error())
+		return s.db.updateMailRetry(ctx, m.ID, backoff(m.Attempts))
+	}
+	return s.db.updateMailSent(ctx, m.ID)
+}
+
+// backoff doubles from one minute to a day, less up to a fifth, so that retries spread.
+func backoff(attempts int) time.Duration {
+	d := min(time.Minute<<min(attempts-1, 11), 24*time.Hour)
+	return d - rand.N(d/5)
+}
+
+// printMail delivers to a terminal: what dev does when SMTP_URL is not set.
+func printMail(w io.Writer) func(context.Context, message) error {
+	return func(_ context.Context, m message) error {
+		var b strings.Builder
+		fmt.Fprintf(&b, "\n┌─ mail to %s\n│  %s\n│\n", m.To, m.Subject)
+		for line := range strings.Lines(m.Text) {
+			fmt.Fprintf(&b, "│  %s\n", strings.TrimRight(line, "\n"))
+		}
+		if m.Token != "" {
+			fmt.Fprintf(&b, "│\n│  token: %s\n", m.Token)
+		}
+		b.WriteString("└─\n\n")
+		_, err := io.WriteString(w, b.String())
+		return err
+	}
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/tern/v2/migrate"
+	"github.com/sethvargo/go-envconfig"
+)
+
+// Migrations are the files of sql/, applied by tern: by this command, or by tern's own with the same files. They are
+// a deployment step of their own; serve only checks that the version fits.
+
+//go:embed sql/*.sql
+var sqlFiles embed.FS
+
+const (
+	versionTable = "public.schema_version"
+	// lockTimeout keeps a migration from queueing behind a long transaction with everybody else behind it.
+	lockTimeout = "5s"
+)
+
+// requiredVersion is the schema this program needs: the number of migrations it knows.
+func requiredVersion() int32 {
+	files, err := fs.Glob(sqlFiles, "sql/*.sql")
+	if err != nil {
+		panic(err) // only for a malformed pattern
+	}
+	return int32(len(files))
+}
+
+// schemaVersion is 0 before the first migration.
+func (d db) schemaVersion(ctx context.Context) (version int32, err error) {
+	err = d.q.QueryRow(ctx, `select version from public.schema_version`).Scan(&version)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "42P01" { // undefined_table
+		return 0, nil
+	}
+	return version, err
+}
+
+// runMigrate is the command: migrate [up|down|status|to N].
+func runMigrate(ctx context.Context, args []string, lookup envconfig.Lookuper, out io.Writer) error {
+	var p problems
+	url, _ := (&fileLookuper{next: lookup, problems: &p}).Lookup("DATABASE_URL")
+	if url == "" {
+		p.add("DATABASE_URL", "is required: postgres://user@host:5432/name")
+	}
+	if err := p.err(); err != nil {
+		return err
+	}
+	verb := "up"
+	if len(args) > 0 {
+		verb, args = args[0], args[1:]
+	}
+	switch {
+	case verb == "to" && len(args) == 1:
+		target, err := strconv.ParseInt(args[0], 10, 32)
+		if err != nil || target < 0 {
+			return usageError("migrate to N: N is the number of a migration, 0 for none")
+		}
+		return migrateTo(ctx, url, out, func(int32) int32 { return int32(target) })
+	case len(args) > 0:
+	case verb == "up":
+		return migrateTo(ctx, url, out, func(int32) int32 { return requiredVersion() })
+	case verb == "down":
+		return migrateTo(ctx, url, out, func(current int32) int32 { return max(current-1, 0) })
+	case verb == "status":
+		return migrateTo(ctx, url, out, func(current int32) int32 { return current })
+	}
+	return usageError("migrate [up|down|status|to N]")
+}
+
+// migrateTo brings the schema from its current version to the one that target chooses, printing each step, then says
+// where it is. Each migration commits together with its version.
+func migrateTo(ctx context.Context, databaseURL string, out io.Writer, target func(current int32) int32) error {
+	cc, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return errors.New("DATABASE_URL is not a PostgreSQL connection URL")
+	}
+	// In the start-up message, because tern resets what was set later.
+	cc.RuntimeParams["lock_timeout"] = lockTimeout
+	conn, err := pgx.ConnectConfig(ctx, cc)
+	if err != nil {
+		return fmt.Errorf("connecting to the database: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	m, err := migrate.NewMigrator(ctx, conn, versionTable)
+	if err != nil {
+		return fmt.Errorf("reading the schema version: %w", err)
+	}
+	files, err := fs.Sub(sqlFiles, "sql")
+	if err != nil {
+		return err
+	}
+	if err := m.LoadMigrations(files); err != nil {
+		return fmt.Errorf("loading migrations: %w", err)
+	}
+	m.OnStart = func(_ int32, name, direction, _ string) { fmt.Fprintf(out, "%-4s %s\n", direction, name) }
+	current, err := m.GetCurrentVersion(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the schema version: %w", err)
+	}
+	wanted := target(current)
+	if wanted != current {
+		if err := m.MigrateTo(ctx, wanted); err != nil {
+			return fmt.Errorf("migrating from version %d to %d: %w", current, wanted, err)
+		}
+	}
+	pending := ""
+	if wanted < requiredVersion() {
+		pending = ", this program needs " + strconv.Itoa(int(requiredVersion()))
+	}
+	fmt.Fprintf(out, "schema version %d%s\n", wanted, pending)
+	return nil
+}
+
+// checkSchema refuses to serve on a schema that is too old, and says what to run. A newer one fits: migrations only
+// add until every replica is new. A database that does not answer yet is no reason to stop: /readyz waits for it.
+func checkSchema(ctx context.Context, s *server) error {
+	version, err := s.db.schemaVersion(ctx)
+	if err != nil {
+		s.log.Warn("the database does not answer yet; not ready until it does", "cause", err.Error())
+		return nil
+	}
+	if version < requiredVersion() {
+		return fmt.Errorf("the schema has version %d and this program needs %d: run `%s migrate`", version, requiredVersion(), os.Args[0])
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	_ "embed"
+	"io"
+	"mime"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/swaggest/swgui/v5/static"
+)
+
+// openapiJSON is generated from the route table and the types: go test -run TestOpenAPI -update.
+//
+//go:embed openapi.json
+var openapiJSON []byte
+
+//go:embed docs.html
+var docsHTML []byte
+
+//go:embed docs.js
+var docsJS []byte
+
+const (
+	docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; " +
+		"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	oneDay = "public, max-age=86400"
+)
+
+func (s *server) readOpenAPI(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Cache-Control", "public, max-age=300")
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(openapiJSON)
+}
+
+func (s *server) readDocs(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Security-Policy", docsPolicy)
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Write(docsHTML)
+}
+
+// readDocsFile serves Swagger UI, which is embedded compressed, and the script that starts it.
+func (s *server) readDocsFile(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("file")
+	content, err := docsFile(name)
+	if err != nil {
+		s.writeError(w.(*response), r, errNotFound)
+		return
+	}
+	w.Header().Set("Cache-Control", oneDay)
+	w.Header().Set("Content-Type", mime.TypeByExtension(path.Ext(name)))
+	http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(content))
+}
+
+func docsFile(name string) ([]byte, error) {
+	if name == "docs.js" {
+		return docsJS, nil
+	}
+	if strings.HasSuffix(name, ".png") {
+		return static.FS.ReadFile(name)
+	}
+	compressed, err := static.FS.Open(name + ".gz")
+	if err != nil {
+		return nil, err
+	}
+	defer compressed.Close()
+	r, err := gzip.NewReader(compressed)
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(r)
+}
+
+// health is the answer of both probes.
+type health struct {
+	Status string `json:"status"`
+}
+
+// readHealth touches nothing: a replica that answers is alive (R92).
+func (s *server) readHealth(context.Context, caller, none) (health, error) {
+	return health{"ok"}, nil
+}
+
+// readReadiness says whether to send requests here: not draining, the database answers in time, the schema fits.
+func (s *server) readReadiness(ctx context.Context, _ caller, _ none) (health, error) {
+	if s.draining.Load() {
+		return health{}, errNotReady
+	}
+	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	version, err := s.db.schemaVersion(ctx)
+	if err != nil || version < requiredVersion() {
+		return health{}, errNotReady.because(err)
+	}
+	return health{"ready"}, nil
+}

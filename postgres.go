@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	osuser "os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
+	"github.com/jackc/pgx/v5"
+)
+
+// A private PostgreSQL for dev and for the tests: an ordinary server of the binaries on this machine, on a free port
+// of the loopback, owned by the process that started it. serve never uses this.
+
+var errNoPostgres = errors.New("no PostgreSQL found: install one (Debian, Ubuntu: apt-get install postgresql; " +
+	"macOS: brew install postgresql), or set DATABASE_URL to a running server")
+
+// findPostgres returns the directory of the newest PostgreSQL binaries on this machine.
+func findPostgres() (string, error) {
+	if initdb, err := exec.LookPath("initdb"); err == nil {
+		return filepath.Dir(initdb), nil
+	}
+	var found []string
+	for _, pattern := range []string{"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin",
+		"/opt/homebrew/opt/postgresql*/bin", "/usr/local/opt/postgresql*/bin",
+		"/Applications/Postgres.app/Contents/Versions/*/bin"} {
+		dirs, _ := filepath.Glob(filepath.Join(pattern, "initdb"))
+		found = append(found, dirs...)
+	}
+	if len(found) == 0 {
+		return "", errNoPostgres
+	}
+	newest := slices.MaxFunc(found, func(a, b string) int { return versionIn(a) - versionIn(b) })
+	return filepath.Dir(newest), nil
+}
+
+// versionIn returns the first number in a path, which is where every packager puts the major version.
+func versionIn(path string) int {
+	digits := strings.FieldsFunc(path, func(c rune) bool { return c < '0' || c > '9' })
+	if len(digits) == 0 {
+		return 0
+	}
+	n, _ := strconv.Atoi(digits[0])
+	return n
+}
+
+// downloadPostgres fetches binaries into dir, for machines that have none. It needs the internet, and an ordinary user.
+func downloadPostgres(dir string, out io.Writer) (string, error) {
+	if os.Geteuid() == 0 {
+		return "", errNoPostgres
+	}
+	fmt.Fprintln(out, "No PostgreSQL on this machine: downloading one ...")
+	port, err := freePort()
+	if err != nil {
+		return "", err
+	}
+	// The library fetches as a part of starting; the data directory of this first start is thrown away.
+	scratch := filepath.Join(dir, "download")
+	defer os.RemoveAll(scratch)
+	pg := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().Port(uint32(port)).Logger(io.Discard).
+		BinariesPath(filepath.Join(dir, "binaries")).RuntimePath(scratch).CachePath(filepath.Join(dir, "cache")))
+	if err := pg.Start(); err != nil {
+		return "", fmt.Errorf("%w (downloading failed: %w)", errNoPostgres, err)
+	}
+	return filepath.Join(dir, "binaries", "bin"), pg.Stop()
+}
+
+// postgres is a running private server.
+type postgres struct {
+	url  string
+	stop func() error
+}
+
+// runAs returns the credential to run PostgreSQL with: nil for the current user, but PostgreSQL refuses to run as
+// root, so root drops to another user.
+func runAs() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	for _, name := range []string{"postgres", "nobody"} {
+		if u, err := osuser.Lookup(name); err == nil {
+			uid, _ := strconv.Atoi(u.Uid)
+			gid, _ := strconv.Atoi(u.Gid)
+			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+		}
+	}
+	return nil, errors.New("PostgreSQL does not run as root, and this machine has no user postgres or nobody to run it")
+}
+
+// watchdog runs PostgreSQL as its child and stops it when standard input ends: also when the process that holds the
+// other end was killed. It has a process group of its own, so Ctrl-C reaches the owner first.
+const watchdog = `exec 3<&0; "$0" "$@" 3<&- & pid=$!; (cat <&3 >/dev/null; kill -INT $pid) 2>/dev/null & wait $pid`
+
+// startPostgres runs a server on dataDir, which it makes when it is not there, and returns when it answers. The
+// server's output goes to logPath; settings are name=value.
+func startPostgres(ctx context.Context, binDir, dataDir, logPath, password string, settings ...string) (*postgres, error) {
+	credential, err := runAs()
+	if err != nil {
+		return nil, err
+	}
+	command := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command(name, args...)
+		cmd.Dir = filepath.Dir(dataDir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Setpgid: true}
+		return cmd
+	}
+	if _, err := os.Stat(filepath.Join(dataDir, "PG_VERSION")); err != nil {
+		if err := initPostgres(command, binDir, dataDir, password, credential); err != nil {
+			return nil, err
+		}
+	} else if _, err := os.Stat(filepath.Join(dataDir, "postmaster.pid")); err == nil {
+		// A predecessor was killed, or is still going down: finish it. It fails when there is nobody, which is fine.
+		command(filepath.Join(binDir, "pg_ctl"), "-D", dataDir, "-m", "fast", "-w", "stop").Run()
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	args := []string{"-c", watchdog, filepath.Join(binDir, "postgres"), "-D", dataDir, "-p", strconv.Itoa(port)}
+	for _, s := range append(settings, "listen_addresses=127.0.0.1", "unix_socket_directories=") {
+		args = append(args, "-c", s)
+	}
+	server := command("/bin/sh", args...)
+	server.Stdout, server.Stderr = log, log
+	alive, err := server.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := server.Start(); err != nil {
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Wait() }()
+	pg := &postgres{
+		url: (&url.URL{Scheme: "postgres", User: url.UserPassword("roster", password),
+			Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Path: "/postgres"}).String(),
+		stop: func() error { alive.Close(); return <-ended },
+	}
+	for {
+		conn, err := pgx.Connect(ctx, pg.url)
+		if err == nil {
+			return pg, conn.Close(ctx)
+		}
+		select {
+		case <-ended:
+			return nil, fmt.Errorf("PostgreSQL did not start: see %s", logPath)
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), pg.stop())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// initPostgres makes a data directory under another name first, so that an interrupted one is never taken for whole.
+func initPostgres(command func(string, ...string) *exec.Cmd, binDir, dataDir, password string, owner *syscall.Credential) error {
+	unfinished, passwordFile := dataDir+".new", dataDir+".password"
+	defer os.Remove(passwordFile)
+	if err := errors.Join(os.RemoveAll(unfinished), os.Mkdir(unfinished, 0o700),
+		os.WriteFile(passwordFile, []byte(password), 0o600)); err != nil {
+		return err
+	}
+	if owner != nil {
+		uid, gid := int(owner.Uid), int(owner.Gid)
+		if err := errors.Join(os.Chown(unfinished, uid, gid), os.Chown(passwordFile, uid, gid)); err != nil {
+			return err
+		}
+	}
+	initdb := command(filepath.Join(binDir, "initdb"), "-D", unfinished, "-U", "roster", "-A", "scram-sha-256",
+		"--pwfile="+passwordFile, "-E", "UTF8", "--locale=C", "--no-sync")
+	if out, err := initdb.CombinedOutput(); err != nil {
+		return fmt.Errorf("initdb: %w\n%s", err, out)
+	}
+	return os.Rename(unfinished, dataDir)
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	return l.Addr().(*net.TCPAddr).Port, l.Close()
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
+)
+
+// rule is what one `is` tag promises of a string: the JSON Schema that the OpenAPI document shows, and the check
+// behind it, which returns the value as it is stored, or a code and a sentence that says what is wrong.
+type rule struct {
+	schema map[string]any
+	check  func(string) (value, code, detail string)
+}
+
+// newRules returns every rule by name. Both the decoder and the OpenAPI document read this table.
+func newRules(p *passwords) map[string]rule {
+	rules := map[string]rule{
+		"email": {map[string]any{"format": "email", "minLength": 6, "maxLength": maxEmail, "pattern": emailPattern.String()}, checkEmail},
+		"name":  {map[string]any{"minLength": 1, "maxLength": maxName, "pattern": `\S`}, checkName},
+		"new_password": {map[string]any{"format": "password", "minLength": p.minLength, "maxLength": maxPasswordPoints},
+			func(s string) (string, string, string) {
+				code, detail := p.problem(s)
+				return s, code, detail
+			}},
+		"password": {map[string]any{"format": "password", "minLength": 1, "maxLength": maxPasswordBytes}, atMost(maxPasswordBytes)},
+		"token":    {map[string]any{"minLength": 1, "maxLength": maxAccessBytes}, atMost(maxAccessBytes)},
+		"text":     {map[string]any{"maxLength": maxAccessBytes}, atMost(maxAccessBytes)},
+		"uuid":     {map[string]any{"format": "uuid"}, checkUUID},
+		"role":     enum("user", "admin"),
+	}
+	return rules
+}
+
+const (
+	maxEmail = 254
+	maxName  = 100
+)
+
+// emailPattern is an ASCII addr-spec without quotes, comments or literals: a dot-atom at a domain name of two or
+// more labels (RFC 5321 section 2.3.5), the last one starting with a letter. A client may type capitals.
+var emailPattern = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*" +
+	`@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+
+// checkEmail returns the canonical form: lower case, and nothing else folded (R18).
+func checkEmail(s string) (value, code, detail string) {
+	// The length comes first: nothing parses what is too long.
+	if len(s) > maxEmail || strings.IndexByte(s, '@') > 64 || !emailPattern.MatchString(s) {
+		return "", "invalid_email", "must be an address such as ada@example.com"
+	}
+	return strings.ToLower(s), "", ""
+}
+
+// checkName trims and composes (NFC), and refuses what must not be stored or shown (R17).
+func checkName(s string) (value, code, detail string) {
+	s = norm.NFC.String(strings.TrimSpace(s))
+	switch n := utf8.RuneCountInString(s); {
+	case n == 0:
+		return "", "required", "must not be empty"
+	case n > maxName:
+		return "", "too_long", fmt.Sprintf("must have at most %d characters", maxName)
+	case strings.ContainsFunc(s, forbidden):
+		return "", "forbidden_character", "must not contain control or direction-changing characters"
+	}
+	return s, "", ""
+}
+
+// forbidden are NUL and the other controls, line and paragraph separators, and bidirectional overrides.
+func forbidden(c rune) bool {
+	return unicode.IsControl(c) || c == '\u2028' || c == '\u2029' ||
+		c >= '\u202A' && c <= '\u202E' || c >= '\u2066' && c <= '\u2069'
+}
+
+func checkUUID(s string) (value, code, detail string) {
+	if !isUUID(s) {
+		return "", "invalid_id", "must be a UUID in lower case"
+	}
+	return s, "", ""
+}
+
+func atMost(bytes int) func(string) (string, string, string) {
+	return func(s string) (value, code, detail string) {
+		if len(s) > bytes {
+			return "", "too_long", fmt.Sprintf("must have at most %d bytes", bytes)
+		}
+		return s, "", ""
+	}
+}
+
+func enum(values ...string) rule {
+	return rule{map[string]any{"enum": values}, func(s string) (string, string, string) {
+		if !slices.Contains(values, s) {
+			return "", "invalid_value", "must be one of " + strings.Join(values, ", ")
+		}
+		return s, "", ""
+	}}
+}
+
+// pageInput is part of every list's input. After is the id behind a cursor that was checked.
+type pageInput struct {
+	Limit int    `query:"limit"`
+	After string `query:"after"`
+}
+
+const (
+	defaultLimit = 50
+	maxLimit     = 100
+)
+
+func parseLimit(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > maxLimit || strconv.Itoa(n) != s {
+		return 0, fmt.Errorf("must be a number from 1 to %d", maxLimit)
+	}
+	return n, nil
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jub0bs/cors"
+)
+
+// server is one replica. It holds no state that matters: everything is in PostgreSQL.
+type server struct {
+	cfg       config
+	log       *slog.Logger
+	pool      *pgxpool.Pool
+	db        db
+	keys      *keyRing
+	passwords *passwords
+	rules     map[string]rule
+	deliver   func(context.Context, message) error
+	newMail   chan struct{} // wakes this replica's sender
+	inFlight  chan struct{}
+	mux       *http.ServeMux
+	draining  atomic.Bool
+}
+
+// maxInFlight is how many requests one replica works on; more are refused at once (R14).
+const maxInFlight = 512
+
+// newServer wires a replica; it opens no connection.
+func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error) {
+	keys, err := newKeyRing(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{
+		cfg: cfg, log: log, pool: pool, db: db{pool}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength),
+		newMail: make(chan struct{}, 1), inFlight: make(chan struct{}, maxInFlight), mux: http.NewServeMux(),
+	}
+	s.rules = newRules(s.passwords)
+	for _, rt := range s.routes() {
+		s.mux.HandleFunc(rt.pattern, s.serve(rt))
+	}
+	return s, nil
+}
+
+// handler is the middleware chain, outermost first.
+func (s *server) handler() (http.Handler, error) {
+	withCORS, err := s.cors()
+	if err != nil {
+		return nil, err
+	}
+	return s.observe(s.recoverPanics(s.shed(withCORS(s.route())))), nil
+}
+
+// response notes what the access log needs and carries the request id.
+type response struct {
+	http.ResponseWriter
+	requestID string
+	userID    string
+	status    int
+	bytes     int
+}
+
+func (w *response) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *response) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	w.bytes += len(b)
+	return w.ResponseWriter.Write(b)
+}
+
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// observe gives every response its id and security headers (R06, R12) and writes one access line: the route pattern,
+// never the path, query or a header (R96).
+func (s *server) observe(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		w := &response{ResponseWriter: rw, requestID: r.Header.Get("X-Request-Id")}
+		if !validRequestID(w.requestID) {
+			w.requestID = newID()
+		}
+		header := w.Header()
+		header["X-Request-Id"] = []string{w.requestID}
+		header["Cache-Control"] = []string{"no-store"}
+		header["X-Content-Type-Options"] = []string{"nosniff"}
+		header["Referrer-Policy"] = []string{"no-referrer"}
+		header["Content-Security-Policy"] = []string{"default-src 'none'; frame-ancestors 'none'"}
+		if s.draining.Load() {
+			header["Connection"] = []string{"close"}
+		}
+		next.ServeHTTP(w, r)
+		s.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
+			slog.String("method", r.Method), slog.String("route", r.Pattern), slog.Int("status", w.status),
+			slog.Float64("ms", float64(time.Since(start).Microseconds())/1000), slog.Int("bytes", w.bytes),
+			slog.String("request_id", w.requestID), slog.String("user_id", w.userID))
+	})
+}
+
+// validRequestID accepts ^[A-Za-z0-9._-]{1,64}$.
+func validRequestID(s string) bool {
+	if len(s) < 1 || len(s) > 64 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// recoverPanics turns a defect into a 500 with its stack in the log (R95).
+func (s *server) recoverPanics(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		defer func() {
+			v := recover()
+			if v == nil {
+				return
+			}
+			w := rw.(*response)
+			if w.status != 0 { // half an answer is out: only cutting the connection tells the client
+				s.log.LogAttrs(r.Context(), slog.LevelError, "panic", slog.Any("value", v), slog.String("request_id", w.requestID))
+				panic(http.ErrAbortHandler)
+			}
+			s.writeError(w, r, errInternal.because(fmt.Errorf("panic: %v\n%s", v, debug.Stack())))
+		}()
+		next.ServeHTTP(rw, r)
+	})
+}
+
+// shed refuses what is above maxInFlight, before it costs anything; health checks always pass.
+func (s *server) shed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" || r.URL.Path == "/readyz" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		select {
+		case s.inFlight <- struct{}{}:
+			defer func() { <-s.inFlight }()
+			next.ServeHTTP(w, r)
+		default:
+			s.writeError(w.(*response), r, errOverloaded)
+		}
+	})
+}
+
+// cors allows exactly the origins of CORS_ORIGINS, without credentials: tokens travel in a header (R07).
+func (s *server) cors() (func(http.Handler) http.Handler, error) {
+	if len(s.cfg.CORSOrigins) == 0 {
+		return func(next http.Handler) http.Handler { return next }, nil
+	}
+	middleware, err := cors.NewMiddleware(cors.Config{
+		Origins:         s.cfg.CORSOrigins,
+		Methods:         []string{"GET", "POST", "PUT", "PATCH", "DELETE"},
+		RequestHeaders:  []string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id"},
+		ResponseHeaders: []string{"ETag", "Link", "Retry-After", "X-Request-Id", "WWW-Authenticate"},
+		MaxAgeInSeconds: 600,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("CORS_ORIGINS: %w", err)
+	}
+	return middleware.Wrap, nil
+}
+
+// route hands the request to its row of the route table. ServeMux would redirect unclean paths; an API never
+// redirects, so they are unknown here (R08). Its plain-text 404 and 405 become problems.
+func (s *server) route() http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w := rw.(*response)
+		if p := r.URL.Path; p == "" || p[0] != '/' || path.Clean(p) != p || r.Method == http.MethodConnect {
+			s.writeError(w, r, errNotFound)
+			return
+		}
+		handler, pattern := s.mux.Handler(r)
+		if pattern != "" {
+			s.mux.ServeHTTP(w, r)
+			return
+		}
+		refusal := &refusalRecorder{header: http.Header{}}
+		handler.ServeHTTP(refusal, r)
+		if refusal.status == http.StatusMethodNotAllowed {
+			w.Header().Set("Allow", refusal.header.Get("Allow"))
+			s.writeError(w, r, errMethod)
+			return
+		}
+		s.writeError(w, r, errNotFound)
+	})
+}
+
+// refusalRecorder learns whether ServeMux refused the path or the method.
+type refusalRecorder struct {
+	header http.Header
+	status int
+}
+
+func (w *refusalRecorder) Header() http.Header         { return w.header }
+func (w *refusalRecorder) WriteHeader(status int)      { w.status = status }
+func (w *refusalRecorder) Write(b []byte) (int, error) { return len(b), nil }
+
+const (
+	shutdownTimeout = 20 * time.Second
+	// netHTTPSlop is what net/http reads of a header beyond MaxHeaderBytes.
+	netHTTPSlop    = 4 << 10
+	maxHeaderBytes = 16 << 10
+)
+
+// listenAndServe serves until ctx ends, then drains: not ready at once, still serving for DRAIN_DELAY while load
+// balancers notice, then no new connections and up to shutdownTimeout for what is under way (R91).
+func (s *server) listenAndServe(ctx context.Context, listener net.Listener) error {
+	handler, err := s.handler()
+	if err != nil {
+		return err
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	hs := &http.Server{
+		Handler: handler, Protocols: protocols, DisableGeneralOptionsHandler: true,
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: 120 * time.Second, MaxHeaderBytes: maxHeaderBytes - netHTTPSlop,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+	}
+	work, stopWork := context.WithCancel(context.Background())
+	workers := s.startWorkers(work)
+	failed := make(chan error, 1)
+	go func() { failed <- hs.Serve(listener) }()
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+		s.draining.Store(true)
+		s.log.Info("draining", "delay", s.cfg.DrainDelay.String())
+		time.Sleep(s.cfg.DrainDelay)
+		deadline, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+		defer cancel()
+		err = hs.Shutdown(deadline)
+	}
+	stopWork()
+	workers.Wait()
+	s.pool.Close()
+	return err
+}
