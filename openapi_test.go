@@ -1,0 +1,344 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/pb33f/libopenapi"
+	validator "github.com/pb33f/libopenapi-validator"
+	validation "github.com/pb33f/libopenapi-validator/config"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestOpenAPI keeps openapi.json equal to the route table and the types.
+func TestOpenAPI(t *testing.T) {
+	document, err := json.Marshal(newDocument(), json.Deterministic(true), jsontext.WithIndent("  "))
+	if err != nil {
+		t.Fatal(err)
+	}
+	document = append(document, '\n')
+	if *update {
+		if err := os.WriteFile("openapi.json", document, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if !bytes.Equal(document, openapiJSON) {
+		t.Error("openapi.json is not what the code says: go test -run TestOpenAPI -update")
+	}
+}
+
+func TestOpenAPIDocumentIsValid(t *testing.T) {
+	if ok, problems := responseValidator().ValidateDocument(); !ok {
+		for _, p := range problems {
+			t.Error(p)
+		}
+	}
+}
+
+// responseValidator is a real validator of OpenAPI 3.1, over the embedded document.
+var responseValidator = sync.OnceValue(func() validator.Validator {
+	document, err := libopenapi.NewDocument(openapiJSON)
+	if err != nil {
+		panic(err)
+	}
+	v, problems := validator.NewValidator(document, validation.WithFormatAssertions())
+	if len(problems) > 0 {
+		panic(problems[0])
+	}
+	return v
+})
+
+var validatorLock sync.Mutex
+
+// checkAgainstDocument fails the test when a response is not what the document promises. Answers to paths and
+// methods that it does not know must be problems.
+func checkAgainstDocument(t testing.TB, r *http.Request, response *http.Response, body []byte) {
+	t.Helper()
+	for name, want := range map[string]string{"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"} {
+		if response.Header.Get(name) != want {
+			t.Errorf("%s %s: no %s", r.Method, r.URL.Path, name)
+		}
+	}
+	if response.Header.Get("X-Request-Id") == "" || response.Header.Get("Cache-Control") == "" ||
+		response.Header.Get("Content-Security-Policy") == "" {
+		t.Errorf("%s %s: a header of every response is missing: %v", r.Method, r.URL.Path, response.Header)
+	}
+	if response.StatusCode >= 500 && response.StatusCode != 503 {
+		t.Errorf("%s %s: %d is always a defect: %s", r.Method, r.URL.Path, response.StatusCode, body)
+	}
+	if response.StatusCode == 404 || response.StatusCode == 405 {
+		var p problem
+		if err := json.Unmarshal(body, &p, json.RejectUnknownMembers(true)); err != nil && !isOAuth(r.URL.Path) && r.Method != "HEAD" {
+			t.Errorf("%s %s: %d is not a problem: %s", r.Method, r.URL.Path, response.StatusCode, body)
+		}
+		return
+	}
+	if r.Method == "HEAD" || r.Method == "OPTIONS" {
+		return
+	}
+	copied := *response
+	copied.Body = io.NopCloser(bytes.NewReader(body))
+	validatorLock.Lock()
+	defer validatorLock.Unlock()
+	if ok, problems := responseValidator().ValidateHttpResponse(r, &copied); !ok {
+		for _, p := range problems {
+			t.Errorf("%s %s: the response is not what openapi.json says: %v\n%s", r.Method, r.URL.Path, p, body)
+		}
+	}
+}
+
+// object is a JSON object in the making.
+type object = map[string]any
+
+// generator makes the document; schemas collects the named types it meets.
+type generator struct {
+	rules   map[string]rule
+	schemas object
+}
+
+func newDocument() object {
+	g := &generator{rules: newRules(newPasswords(12)), schemas: object{}}
+	paths := object{}
+	// Registration answers differently by configuration; the document shows both.
+	for _, verification := range []bool{true, false} {
+		s := &server{cfg: config{EmailVerification: verification}, log: slog.Default()}
+		for _, rt := range s.routes() {
+			method, path, _ := strings.Cut(rt.pattern, " ")
+			item, _ := paths[path].(object)
+			if item == nil {
+				item = object{}
+				paths[path] = item
+			}
+			operation := g.operation(rt, path)
+			if known, ok := item[strings.ToLower(method)].(object); ok {
+				for status, r := range operation["responses"].(object) {
+					known["responses"].(object)[status] = r
+				}
+				continue
+			}
+			item[strings.ToLower(method)] = operation
+		}
+	}
+	problemRef := object{"$ref": "#/components/schemas/Problem"}
+	g.schema(reflect.TypeFor[problem]())
+	g.schema(reflect.TypeFor[oauthError]())
+	return object{
+		"openapi": "3.1.0",
+		"info": object{
+			"title": "roster", "version": "1",
+			"description": "Accounts, sign-in and team memberships. Errors are RFC 9457 problems with a stable `code`; " +
+				"the OAuth endpoints answer in the shape of RFC 6749 instead.",
+			"license": object{"name": "MIT", "identifier": "MIT"},
+		},
+		"servers": []any{object{"url": "/"}},
+		"tags":    []any{object{"name": "Sign-in"}, object{"name": "The caller"}, object{"name": "Users"}, object{"name": "Organizations"}, object{"name": "Around the API"}},
+		"paths":   paths,
+		"components": object{
+			"schemas": g.schemas,
+			"responses": object{
+				"Problem":    object{"description": "A refusal: RFC 9457.", "content": object{"application/problem+json": object{"schema": problemRef}}},
+				"OAuthError": object{"description": "A refusal: RFC 6749 section 5.2.", "content": object{"application/json": object{"schema": object{"$ref": "#/components/schemas/OauthError"}}}},
+			},
+			"securitySchemes": object{"signIn": object{
+				"type": "oauth2", "description": "The access token of POST /v1/auth/token.",
+				"flows": object{"password": object{"tokenUrl": "/v1/auth/token", "refreshUrl": "/v1/auth/token", "scopes": object{}}},
+			}},
+		},
+	}
+}
+
+func tagOf(path string) string {
+	for prefix, tag := range map[string]string{"/v1/auth/": "Sign-in", "/v1/users/me": "The caller", "/v1/invitations": "The caller", "/v1/organizations": "Organizations"} {
+		if strings.HasPrefix(path, prefix) {
+			return tag
+		}
+	}
+	if strings.HasPrefix(path, "/v1/") {
+		return "Users"
+	}
+	return "Around the API"
+}
+
+func (g *generator) operation(rt route, path string) object {
+	failure := object{"$ref": "#/components/responses/Problem"}
+	if isOAuth(path) {
+		failure = object{"$ref": "#/components/responses/OAuthError"}
+	}
+	responses := object{"default": failure}
+	op := object{"operationId": rt.operation, "summary": rt.summary, "tags": []any{tagOf(path)}, "responses": responses}
+	if rt.access != public {
+		op["security"] = []any{object{"signIn": []any{}}}
+		op["description"] = "Who may call: " + string(rt.access) + "."
+		responses["401"] = failure
+	} else {
+		op["security"] = []any{}
+	}
+	status := http.StatusText(rt.status)
+	code := strconv.Itoa(rt.status)
+	var parameters []any
+	switch {
+	case rt.raw != nil:
+		responses[code] = object{"description": status, "content": object{"*/*": object{}}}
+		if strings.Contains(path, "{file}") {
+			parameters = append(parameters, object{"name": "file", "in": "path", "required": true, "schema": object{"type": "string"}})
+		}
+	case rt.out == reflect.TypeFor[none]() || rt.out == reflect.TypeFor[revoked]():
+		responses[code] = object{"description": status}
+		if rt.out == reflect.TypeFor[revoked]() {
+			responses[code] = object{"description": status, "content": object{"application/json": object{"schema": g.schema(rt.out)}}}
+		}
+	default:
+		success := object{"description": status, "content": object{"application/json": object{"schema": g.schema(rt.out)}}}
+		if _, ok := reflect.Zero(rt.out).Interface().(interface{ etag() string }); ok {
+			success["headers"] = object{"ETag": object{"schema": object{"type": "string"}}}
+			if strings.HasPrefix(rt.pattern, "GET ") {
+				responses["304"] = object{"description": "Not Modified: your If-None-Match is current."}
+				parameters = append(parameters, object{"name": "If-None-Match", "in": "header", "schema": object{"type": "string"}})
+			}
+		}
+		responses[code] = success
+	}
+	if rt.in != nil {
+		more, body := g.input(inputFields(rt.in), rt.in)
+		parameters = append(parameters, more...)
+		if body != nil {
+			op["requestBody"] = body
+		}
+	}
+	if parameters != nil {
+		op["parameters"] = parameters
+	}
+	return op
+}
+
+// input returns the parameters and the request body of an input type.
+func (g *generator) input(fields []inputField, t reflect.Type) (parameters []any, body object) {
+	properties, required := object{}, []string{}
+	media := "application/json"
+	for _, f := range fields {
+		schema := g.text(t.FieldByIndex(f.index).Type, f.rule)
+		switch f.source {
+		case "path":
+			parameters = append(parameters, object{"name": f.name, "in": "path", "required": true, "schema": object{"type": "string", "format": "uuid"}})
+		case "header":
+			parameters = append(parameters, object{"name": f.name, "in": "header", "schema": object{"type": "string"}})
+		case "query":
+			switch f.name {
+			case "limit":
+				schema = object{"type": "integer", "minimum": 1, "maximum": maxLimit, "default": defaultLimit}
+			case "after":
+				schema = object{"type": "string", "description": "next of the previous page"}
+			}
+			parameters = append(parameters, object{"name": f.name, "in": "query", "schema": schema})
+		default:
+			if f.source == "form" {
+				media = "application/x-www-form-urlencoded"
+			}
+			properties[f.name] = schema
+			if !f.optional {
+				required = append(required, f.name)
+			}
+		}
+	}
+	if len(properties) == 0 {
+		return parameters, nil
+	}
+	schema := object{"type": "object", "additionalProperties": false, "properties": properties}
+	if len(required) > 0 {
+		schema["required"] = required
+	}
+	name := exported(t.Name())
+	g.schemas[name] = schema
+	return parameters, object{"required": true, "content": object{media: object{"schema": object{"$ref": "#/components/schemas/" + name}}}}
+}
+
+// text is the schema of an input field: its type, and what its rule promises.
+func (g *generator) text(t reflect.Type, name string) object {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	schema := object{"type": "string"}
+	if t.Kind() == reflect.Bool {
+		schema["type"] = "boolean"
+	}
+	for k, v := range g.rules[name].schema {
+		schema[k] = v
+	}
+	return schema
+}
+
+// schema is the schema of an output type: every field present, null where there is no value.
+func (g *generator) schema(t reflect.Type) object {
+	switch {
+	case t == reflect.TypeFor[time.Time]():
+		return object{"type": "string", "format": "date-time"}
+	case t.Kind() == reflect.Pointer:
+		inner := g.schema(t.Elem())
+		if inner["$ref"] != nil {
+			return object{"oneOf": []any{inner, object{"type": "null"}}}
+		}
+		inner["type"] = []any{inner["type"], "null"}
+		return inner
+	case t.Kind() == reflect.Slice:
+		return object{"type": "array", "items": g.schema(t.Elem())}
+	case t.Kind() == reflect.String:
+		return object{"type": "string"}
+	case t.Kind() == reflect.Bool:
+		return object{"type": "boolean"}
+	case t.Kind() == reflect.Int || t.Kind() == reflect.Int32:
+		return object{"type": "integer"}
+	}
+	name := exported(t.Name())
+	if _, known := g.schemas[name]; !known {
+		properties, required := object{}, []string{}
+		g.schemas[name] = nil // a type that holds itself finds its name here
+		for _, f := range reflect.VisibleFields(t) {
+			tag, ok := f.Tag.Lookup("json")
+			if !ok {
+				continue
+			}
+			tag, options, _ := strings.Cut(tag, ",")
+			property := g.schema(f.Type)
+			for k, v := range g.rules[f.Tag.Get("is")].schema {
+				property[k] = v
+			}
+			properties[tag] = property
+			if !strings.Contains(options, "omit") {
+				required = append(required, tag)
+			}
+		}
+		schema := object{"type": "object", "additionalProperties": false, "properties": properties}
+		if len(required) > 0 {
+			slices.Sort(required)
+			schema["required"] = required
+		}
+		g.schemas[name] = schema
+	}
+	return object{"$ref": "#/components/schemas/" + name}
+}
+
+// exported returns SessionPage for page[main.session] and User for user.
+func exported(name string) string {
+	if inner, ok := strings.CutPrefix(name, "page["); ok {
+		return exported(strings.TrimSuffix(inner[strings.LastIndexByte(inner, '.')+1:], "]")) + "Page"
+	}
+	runes := []rune(name)
+	runes[0] = unicode.ToUpper(runes[0])
+	return string(runes)
+}
