@@ -85,6 +85,16 @@ func loadConfig(ctx context.Context, lookup envconfig.Lookuper, dev bool) (confi
 	return cfg, p.err()
 }
 
+// databaseURLFrom is the whole configuration of the commands that only need the database.
+func databaseURLFrom(lookup envconfig.Lookuper) (string, error) {
+	var p problems
+	url, _ := (&fileLookuper{next: lookup, problems: &p}).Lookup("DATABASE_URL")
+	if url == "" {
+		p.add("DATABASE_URL", "is required: postgres://user@host:5432/name")
+	}
+	return url, p.err()
+}
+
 // readEnvironment fills cfg field by field, so that one variable of the wrong form does not hide the next.
 func readEnvironment(ctx context.Context, cfg *config, lookup envconfig.Lookuper, p *problems) {
 	value := reflect.ValueOf(cfg).Elem()
@@ -160,6 +170,9 @@ func (cfg *config) check(p *problems) {
 		if d.value < d.min || d.value > d.max {
 			p.add(d.name, "must be between %v and %v", d.min, d.max)
 		}
+	}
+	if _, err := newCORS(cfg.CORSOrigins); err != nil {
+		p.add("CORS_ORIGINS", "is not a list of origins such as https://app.example.com")
 	}
 	if cfg.PasswordMinLength < 8 || cfg.PasswordMinLength > 64 {
 		p.add("PASSWORD_MIN_LENGTH", "must be between 8 and 64")

@@ -165,7 +165,11 @@ func (s *server) writeError(w *response, r *http.Request, err error) {
 		if code == "" {
 			code = "invalid_request"
 		}
-		writeJSON(w, e.Status, "application/json", oauthError{code, describe(e), e.Code, w.requestID})
+		status := e.Status
+		if status == 422 {
+			status = 400 // RFC 6749 knows one status for requests that miss something
+		}
+		writeJSON(w, status, "application/json", oauthError{code, describe(e), e.Code, w.requestID})
 		return
 	}
 	writeJSON(w, e.Status, "application/problem+json", problem{

@@ -28,7 +28,7 @@ import (
 var adminURL, templateDB string
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Getenv("ROSTER_TEST_AS_PROGRAM") != "" {
+	if os.Getenv("ROSTER_TEST_AS_PROGRAM") != "" {
 		main() // a test started this binary as a replica of its own: see startProcess
 		return
 	}
@@ -204,6 +204,13 @@ func startTestServer(t testing.TB, cfg config) *testServer {
 		}
 	})
 	return &testServer{server: s, t: t, url: "http://" + listener.Addr().String(), logs: logs, mail: mail}
+}
+
+// in returns the server for a subtest, whose failures are its own.
+func (s *testServer) in(t testing.TB) *testServer {
+	c := *s
+	c.t = t
+	return &c
 }
 
 type lockedBuffer struct {

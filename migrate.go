@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -49,34 +50,28 @@ func (d db) schemaVersion(ctx context.Context) (version int32, err error) {
 
 // runMigrate is the command: migrate [up|down|status|to N].
 func runMigrate(ctx context.Context, args []string, lookup envconfig.Lookuper, out io.Writer) error {
-	var p problems
-	url, _ := (&fileLookuper{next: lookup, problems: &p}).Lookup("DATABASE_URL")
-	if url == "" {
-		p.add("DATABASE_URL", "is required: postgres://user@host:5432/name")
+	var target func(current int32) int32
+	switch verb := strings.Join(args, " "); {
+	case verb == "" || verb == "up":
+		target = func(int32) int32 { return requiredVersion() }
+	case verb == "down":
+		target = func(current int32) int32 { return max(current-1, 0) }
+	case verb == "status":
+		target = func(current int32) int32 { return current }
+	case args[0] == "to" && len(args) == 2:
+		n, err := strconv.ParseUint(args[1], 10, 31)
+		if err != nil {
+			return usageError("migrate to N: the number of a migration, 0 for none")
+		}
+		target = func(int32) int32 { return int32(n) }
+	default:
+		return usageError("migrate [up|down|status|to N]")
 	}
-	if err := p.err(); err != nil {
+	url, err := databaseURLFrom(lookup)
+	if err != nil {
 		return err
 	}
-	verb := "up"
-	if len(args) > 0 {
-		verb, args = args[0], args[1:]
-	}
-	switch {
-	case verb == "to" && len(args) == 1:
-		target, err := strconv.ParseInt(args[0], 10, 32)
-		if err != nil || target < 0 {
-			return usageError("migrate to N: N is the number of a migration, 0 for none")
-		}
-		return migrateTo(ctx, url, out, func(int32) int32 { return int32(target) })
-	case len(args) > 0:
-	case verb == "up":
-		return migrateTo(ctx, url, out, func(int32) int32 { return requiredVersion() })
-	case verb == "down":
-		return migrateTo(ctx, url, out, func(current int32) int32 { return max(current-1, 0) })
-	case verb == "status":
-		return migrateTo(ctx, url, out, func(current int32) int32 { return current })
-	}
-	return usageError("migrate [up|down|status|to N]")
+	return migrateTo(ctx, url, out, target)
 }
 
 // migrateTo brings the schema from its current version to the one that target chooses, printing each step, then says

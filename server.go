@@ -52,12 +52,8 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 }
 
 // handler is the middleware chain, outermost first.
-func (s *server) handler() (http.Handler, error) {
-	withCORS, err := s.cors()
-	if err != nil {
-		return nil, err
-	}
-	return s.observe(s.recoverPanics(s.shed(withCORS(s.route())))), nil
+func (s *server) handler() http.Handler {
+	return s.observe(s.recoverPanics(s.shed(s.cors(s.route()))))
 }
 
 // response notes what the access log needs and carries the request id.
@@ -163,21 +159,26 @@ func (s *server) shed(next http.Handler) http.Handler {
 }
 
 // cors allows exactly the origins of CORS_ORIGINS, without credentials: tokens travel in a header (R07).
-func (s *server) cors() (func(http.Handler) http.Handler, error) {
-	if len(s.cfg.CORSOrigins) == 0 {
-		return func(next http.Handler) http.Handler { return next }, nil
+func (s *server) cors(next http.Handler) http.Handler {
+	middleware, err := newCORS(s.cfg.CORSOrigins)
+	if err != nil || middleware == nil { // the configuration was checked: no error comes this far
+		return next
 	}
-	middleware, err := cors.NewMiddleware(cors.Config{
-		Origins:         s.cfg.CORSOrigins,
+	return middleware.Wrap(next)
+}
+
+// newCORS returns nil when no origin is allowed.
+func newCORS(origins []string) (*cors.Middleware, error) {
+	if len(origins) == 0 {
+		return nil, nil
+	}
+	return cors.NewMiddleware(cors.Config{
+		Origins:         origins,
 		Methods:         []string{"GET", "POST", "PUT", "PATCH", "DELETE"},
 		RequestHeaders:  []string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id"},
 		ResponseHeaders: []string{"ETag", "Link", "Retry-After", "X-Request-Id", "WWW-Authenticate"},
 		MaxAgeInSeconds: 600,
 	})
-	if err != nil {
-		return nil, fmt.Errorf("CORS_ORIGINS: %w", err)
-	}
-	return middleware.Wrap, nil
 }
 
 // route hands the request to its row of the route table. ServeMux would redirect unclean paths; an API never
@@ -225,14 +226,10 @@ const (
 // listenAndServe serves until ctx ends, then drains: not ready at once, still serving for DRAIN_DELAY while load
 // balancers notice, then no new connections and up to shutdownTimeout for what is under way (R91).
 func (s *server) listenAndServe(ctx context.Context, listener net.Listener) error {
-	handler, err := s.handler()
-	if err != nil {
-		return err
-	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	hs := &http.Server{
-		Handler: handler, Protocols: protocols, DisableGeneralOptionsHandler: true,
+		Handler: s.handler(), Protocols: protocols, DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: 120 * time.Second, MaxHeaderBytes: maxHeaderBytes - netHTTPSlop,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
@@ -241,6 +238,7 @@ func (s *server) listenAndServe(ctx context.Context, listener net.Listener) erro
 	workers := s.startWorkers(work)
 	failed := make(chan error, 1)
 	go func() { failed <- hs.Serve(listener) }()
+	var err error
 	select {
 	case err = <-failed:
 	case <-ctx.Done():

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"encoding/base64"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sethvargo/go-envconfig"
+)
+
+// good is the smallest environment that serve accepts.
+func good() map[string]string {
+	return map[string]string{"DATABASE_URL": "postgres://db", "SECRET_KEYS": newSecret(), "PUBLIC_URL": "https://roster.example", "EMAIL_VERIFICATION": "false"}
+}
+
+// R98: every wrong variable is named, on the first run, and no value is repeated.
+func TestConfigNamesEveryProblem(t *testing.T) {
+	t.Parallel()
+	bad := map[string]string{
+		"DATABASE_URL": "mysql://user:hunter2@host", "SECRET_KEYS": "hunter2", "PUBLIC_URL": "http://hunter2.example", "APP_URL": "https://a/hunter2",
+		"LISTEN_ADDR": "hunter2", "DB_MAX_CONNS": "hunter2", "ACCESS_TOKEN_TTL": "hunter2", "REFRESH_IDLE_TTL": "-1h", "REFRESH_MAX_TTL": "hunter2",
+		"REFRESH_GRACE": "1000h", "SIGNUP_ENABLED": "hunter2", "EMAIL_VERIFICATION": "hunter2", "TRUSTED_PROXIES": "hunter2",
+		"PASSWORD_MIN_LENGTH": "7", "VERIFY_TTL": "0s", "MAIL_FROM": "hunter2", "DRAIN_DELAY": "hunter2", "LOG_LEVEL": "hunter2", "LOG_FORMAT": "hunter2",
+		"CORS_ORIGINS": "hunter2",
+	}
+	_, err := loadConfig(t.Context(), envconfig.MapLookuper(bad), false)
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for name := range bad {
+		if strings.Count(err.Error(), "\n  "+name+" ") != 1 {
+			t.Errorf("%s is not named once in\n%s", name, err)
+		}
+	}
+	if strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a value is repeated:\n%s", err)
+	}
+	_, err = loadConfig(t.Context(), envconfig.MapLookuper(nil), false)
+	for _, name := range []string{"DATABASE_URL", "SECRET_KEYS", "PUBLIC_URL"} {
+		if err == nil || !strings.Contains(err.Error(), name+" is required") {
+			t.Errorf("%s is not asked for: %v", name, err)
+		}
+	}
+}
+
+// R44: short, placeholder and repeated secrets refuse to start.
+func TestWeakSecrets(t *testing.T) {
+	t.Parallel()
+	b64 := base64.StdEncoding.EncodeToString
+	secret := newSecret()
+	for name, ring := range map[string]string{
+		"short": b64([]byte("0123456789abcdefghijklmnopqrstu")), "text": b64([]byte("change-me-change-me-change-me-please")),
+		"zeros": b64(make([]byte, 32)), "not base64": "????", "twice": secret + "," + secret, "an empty entry": secret + ",",
+		"second is short": secret + "," + b64([]byte{1, 2, 3}), "no padding": strings.TrimRight(secret, "="),
+	} {
+		env := good()
+		env["SECRET_KEYS"] = ring
+		if _, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false); err == nil || !strings.Contains(err.Error(), "SECRET_KEYS") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	env := good()
+	env["SECRET_KEYS"] = secret + ", " + newSecret()
+	if cfg, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false); err != nil || len(cfg.secrets) != 2 {
+		t.Error(err)
+	}
+}
+
+func TestConfigFromFiles(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "secret")
+	env := good()
+	if err := os.WriteFile(path, []byte(env["SECRET_KEYS"]+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := env["SECRET_KEYS"]
+	delete(env, "SECRET_KEYS")
+	env["SECRET_KEYS_FILE"] = path
+	if cfg, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false); err != nil || cfg.SecretKeys != want {
+		t.Error(err)
+	}
+	env["SECRET_KEYS"] = want
+	if _, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false); err == nil || !strings.Contains(err.Error(), "both set") {
+		t.Error(err)
+	}
+	delete(env, "SECRET_KEYS")
+	env["SECRET_KEYS_FILE"] = path + ".missing"
+	if _, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false); err == nil || strings.Count(err.Error(), "SECRET_KEYS ") != 1 {
+		t.Error(err)
+	}
+}
+
+func TestPublicURL(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string][2]bool{ // serve, dev
+		"https://roster.example": {true, true}, "https://roster.example:8443": {true, true}, "http://localhost:8080": {true, true},
+		"http://127.0.0.1:8080": {true, true}, "http://[::1]:8080": {true, true}, "http://roster.example": {false, true},
+		"https://roster.example/": {false, false}, "https://roster.example/x": {false, false}, "https://roster.example?x": {false, false},
+		"https://user@roster.example": {false, false}, "roster.example": {false, false}, "ftp://roster.example": {false, false}, "https://": {false, false},
+	} {
+		for i, dev := range []bool{false, true} {
+			if err := checkOrigin(url, dev); (err == nil) != want[i] {
+				t.Errorf("%s, dev %v: %v", url, dev, err)
+			}
+		}
+	}
+}

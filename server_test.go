@@ -1,0 +1,383 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// raw sends bytes over a connection of its own and reads one response.
+func (s *testServer) raw(text string) (status int, header http.Header, body string) {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	go io.WriteString(conn, text) // a server that refuses early does not read it all
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	content, _ := io.ReadAll(response.Body)
+	return response.StatusCode, response.Header, string(content)
+}
+
+// R05, R08: nothing redirects, and what is not there is a problem.
+func TestUnknownPaths(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, tc := range []struct {
+		method, path string
+		status       int
+		allow        string
+	}{
+		{"GET", "/", 404, ""},
+		{"GET", "/v1/nothing", 404, ""},
+		{"GET", "//v1/users/me", 404, ""},
+		{"GET", "/v1/users/me/", 404, ""},
+		{"GET", "/v1/../v1/users/me", 404, ""},
+		{"GET", "/v1/./users/me", 404, ""},
+		{"GET", "/v1/users//me", 404, ""},
+		{"GET", "/docs/", 404, ""},
+		{"GET", "/docs/%2e%2e%2fmain.go", 404, ""},
+		{"GET", "/docs/embed.go", 404, ""},
+		{"GET", "/v1/users/%00", 404, ""},
+		{"GET", "http://evil.example//v1/users/me", 404, ""},
+		{"POST", "/v1/users/me", 405, "GET, HEAD, PATCH"},
+		{"TRACE", "/v1/users/me", 405, "GET, HEAD, PATCH"},
+		{"BREW", "/v1/users/me", 405, "GET, HEAD, PATCH"},
+		{"OPTIONS", "/v1/users/me", 405, "GET, HEAD, PATCH"},
+		{"OPTIONS", "*", 404, ""},
+		{"CONNECT", "evil.example:443", 404, ""},
+	} {
+		status, header, body := s.raw(tc.method + " " + tc.path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		if status != tc.status || header.Get("Location") != "" || header.Get("Allow") != tc.allow {
+			t.Errorf("%s %s: %d %v", tc.method, tc.path, status, header)
+		}
+		if !strings.Contains(body, `"request_id"`) || header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s %s: not a problem: %s", tc.method, tc.path, body)
+		}
+	}
+}
+
+// R06, R12
+func TestResponseHeaders(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, path := range []string{"/healthz", "/v1/users/me", "/nothing"} {
+		h := s.get(path, "").header
+		for name, want := range map[string]string{
+			"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+			"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Server": "",
+		} {
+			if h.Get(name) != want {
+				t.Errorf("%s: %s is %q", path, name, h.Get(name))
+			}
+		}
+	}
+	long := strings.Repeat("a", 64)
+	for id, kept := range map[string]bool{"abc.DEF_1-2": true, long: true, long + "a": false, "": false, "a b": false, "ä": false, "a\"b": false} {
+		a := s.do(request{path: "/healthz", header: http.Header{"X-Request-Id": {id}}})
+		if got := a.header.Get("X-Request-Id"); got == "" || (got == id) != kept {
+			t.Errorf("id %q became %q", id, got)
+		}
+	}
+}
+
+// R02, R11: limits and framing that net/http answers itself.
+func TestHeaderLimits(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	get := "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+	for _, tc := range []struct {
+		name, text string
+		want       []int
+	}{
+		{"15 KiB of headers", get + "X: " + strings.Repeat("a", 15<<10) + "\r\n\r\n", []int{200}},
+		{"17 KiB of headers", get + "X: " + strings.Repeat("a", 17<<10) + "\r\n\r\n", []int{431}},
+		{"1 MiB of headers", get + "X: " + strings.Repeat("a", 1<<20) + "\r\n\r\n", []int{431}},
+		{"two lengths", "POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", []int{400}},
+		{"unknown coding", "POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", []int{501}},
+		{"space before colon", "GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n", []int{400}},
+		{"no host", "GET /healthz HTTP/1.1\r\n\r\n", []int{400}},
+		{"HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", []int{400, 404, 405, 505}}, // R01: no h2c
+		{"chunked too large", "POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" +
+			strings.Repeat("8000\r\n"+strings.Repeat("a", 0x8000)+"\r\n", 3) + "0\r\n\r\n", []int{413}},
+		{"bare LF in a chunk line", "POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n", []int{400}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if status, _, body := s.in(t).raw(tc.text); !slices.Contains(tc.want, status) {
+				t.Errorf("%d %s", status, body)
+			}
+		})
+	}
+}
+
+// R03: after a 413 the connection is closed: what is left of the body is not read as a next request.
+func TestTooLargeCloses(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprintf(conn, "POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 70000\r\n\r\n%s", strings.Repeat("a", 66000))
+	content, err := io.ReadAll(conn)
+	if !strings.HasPrefix(string(content), "HTTP/1.1 413 ") || !strings.Contains(string(content), "Connection: close") {
+		t.Errorf("%s %v", content, err)
+	}
+}
+
+// R07
+func TestCORS(t *testing.T) {
+	t.Parallel()
+	off := newTestServer(t)
+	on := off.newReplica(func(c *config) { c.CORSOrigins = []string{"https://app.example"} })
+	for _, tc := range []struct {
+		s      *testServer
+		origin string
+		want   string
+	}{
+		{off, "https://app.example", ""}, {on, "https://app.example", "https://app.example"}, {on, "https://evil.example", ""},
+		{on, "https://app.example.evil.example", ""}, {on, "null", ""},
+	} {
+		a := tc.s.do(request{path: "/healthz", header: http.Header{"Origin": {tc.origin}}})
+		if got := a.header.Get("Access-Control-Allow-Origin"); got != tc.want || a.header.Get("Access-Control-Allow-Credentials") != "" {
+			t.Errorf("%s: %q", tc.origin, got)
+		}
+		preflight := tc.s.do(request{method: "OPTIONS", path: "/v1/users/me", header: http.Header{"Origin": {tc.origin},
+			"Access-Control-Request-Method": {"PATCH"}, "Access-Control-Request-Headers": {"authorization,content-type"}}})
+		if got := preflight.header.Get("Access-Control-Allow-Origin"); got != tc.want {
+			t.Errorf("preflight of %s: %q", tc.origin, got)
+		}
+	}
+	if vary := on.get("/healthz", "").header.Get("Vary"); !strings.Contains(vary, "Origin") {
+		t.Errorf("Vary: %q", vary)
+	}
+}
+
+// R09: nothing that a client says about the host gets into an address.
+func TestHostIsIgnored(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	evil := http.Header{"X-Forwarded-Host": {"evil.example"}, "X-Forwarded-Proto": {"gopher"}, "Forwarded": {"host=evil.example"}, "X-Forwarded-Prefix": {"/evil"}}
+	s.do(request{method: "POST", path: "/v1/auth/register", header: evil,
+		body: map[string]string{"email": "ada@example.com", "password": testPassword, "name": "Ada"}}).want(202, "")
+	if m := s.waitMail("ada@example.com", 1); !strings.Contains(m.Text, "https://app.example/#/verify-email?token=") || strings.Contains(m.Text+m.HTML, "evil") {
+		t.Errorf("%s", m.Text)
+	}
+}
+
+// R10
+func TestClientIP(t *testing.T) {
+	t.Parallel()
+	s := &server{cfg: config{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}}
+	for _, tc := range []struct {
+		peer      string
+		forwarded []string
+		want      string
+	}{
+		{"192.0.2.1:1", nil, "192.0.2.1"},
+		{"192.0.2.1:1", []string{"203.0.113.9"}, "192.0.2.1"},
+		{"10.0.0.1:1", nil, "10.0.0.1"},
+		{"10.0.0.1:1", []string{"203.0.113.9"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"6.6.6.6, 203.0.113.9, 10.0.0.2"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"6.6.6.6", "203.0.113.9"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"203.0.113.9, nonsense"}, "10.0.0.1"},
+		{"10.0.0.1:1", []string{"203.0.113.9, nonsense, 10.0.0.3"}, "10.0.0.3"},
+		{"[fd00::1]:1", []string{"2001:db8::5"}, "2001:db8::5"},
+		{"[::ffff:10.0.0.1]:1", []string{"::ffff:203.0.113.9"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"10.0.0.5, 10.0.0.6"}, "10.0.0.5"},
+		{"nonsense", nil, "invalid IP"},
+	} {
+		r := &http.Request{RemoteAddr: tc.peer, Header: http.Header{"X-Forwarded-For": tc.forwarded}}
+		if got := s.clientIP(r).String(); got != tc.want {
+			t.Errorf("%s %v: %s, want %s", tc.peer, tc.forwarded, got, tc.want)
+		}
+	}
+}
+
+// The docs page and everything it loads; its policy allows nothing from elsewhere.
+func TestDocs(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	if a := s.get("/openapi.json", "").want(200, ""); string(a.body) != string(openapiJSON) {
+		t.Error("not the embedded document")
+	}
+	pageBody := string(s.get("/docs", "").want(200, "").body)
+	for _, file := range []string{"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/docs/docs.js", "/docs/favicon-32x32.png"} {
+		if !strings.Contains(pageBody, file) {
+			t.Errorf("the page does not load %s", file)
+		}
+		if a := s.get(file, "").want(200, ""); len(a.body) < 100 || a.header.Get("Content-Type") == "" {
+			t.Errorf("%s: %v", file, a.header)
+		}
+	}
+	if policy := s.get("/docs", "").header.Get("Content-Security-Policy"); !strings.HasPrefix(policy, "default-src 'none'; script-src 'self';") {
+		t.Error(policy)
+	}
+}
+
+// R92
+func TestProbes(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.get("/readyz", "").want(200, "")
+	s.exec("update schema_version set version = 0")
+	s.get("/readyz", "").want(503, "not_ready")
+	s.get("/healthz", "").want(200, "")
+	s.exec("update schema_version set version = 1000") // a newer schema fits an older program
+	s.get("/readyz", "").want(200, "")
+	s.draining.Store(true)
+	if a := s.get("/readyz", "").want(503, "not_ready"); a.header.Get("Retry-After") == "" || a.header.Get("Connection") == "keep-alive" {
+		t.Error(a.header)
+	}
+	s.draining.Store(false)
+}
+
+// R95: a defect is a whole problem, and its stack is in the log.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	broken := s.observe(s.recoverPanics(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("boom") })))
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hs := &http.Server{Handler: broken}
+	go hs.Serve(listener)
+	defer hs.Close()
+	response, err := http.Get("http://" + listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, _ := io.ReadAll(response.Body)
+	if response.StatusCode != 500 || !strings.Contains(string(body), `"code":"internal"`) || strings.Contains(string(body), "boom") {
+		t.Errorf("%d %s", response.StatusCode, body)
+	}
+	s.logs.mu.Lock()
+	defer s.logs.mu.Unlock()
+	if logged := s.logs.b.String(); !strings.Contains(logged, "boom") || !strings.Contains(logged, "server_test.go") {
+		t.Error("no stack in the log")
+	}
+	s.logs.b.Reset() // the defect was ours
+}
+
+// R14, R32: a full gate refuses after its wait, and everybody else is served.
+func TestHashingGate(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	for range cap(s.passwords.gate) {
+		s.passwords.gate <- struct{}{}
+	}
+	if a := s.signInAs(m.email, testPassword).want(503, "overloaded"); a.header.Get("Retry-After") != "1" {
+		t.Error(a.header)
+	}
+	s.get("/v1/users/me", m.token).want(200, "")
+	for range cap(s.passwords.gate) {
+		<-s.passwords.gate
+	}
+	s.signInAs(m.email, testPassword).want(200, "")
+}
+
+// R14: above the cap a request is refused before it costs anything.
+func TestInFlightCap(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for range maxInFlight {
+		s.inFlight <- struct{}{}
+	}
+	s.get("/v1/users/me", "").want(503, "overloaded")
+	s.get("/healthz", "").want(200, "")
+	for range maxInFlight {
+		<-s.inFlight
+	}
+}
+
+// R14, R86: when every connection is taken, a request waits two seconds and is told to come back.
+func TestPoolExhausted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, func(c *config) { c.DBMaxConns = 1 })
+	m := s.newUser("ada@example.com", "user")
+	s.refreshWith(m.refresh).want(200, "")
+	conn, err := s.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := s.get("/v1/users/me", m.token).want(503, "database_unavailable"); a.header.Get("Retry-After") != "1" {
+		t.Error(a.header)
+	}
+	conn.Release()
+	s.get("/v1/users/me", m.token).want(200, "")
+}
+
+// R96: secrets do not get into the log.
+func TestLogHoldsNoSecret(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	token := s.register("ada@example.com", testPassword, 1)
+	tokens := s.verify(token, testPassword).want(200, "")
+	s.refreshWith(tokens.str("refresh_token")).want(200, "")
+	s.get("/v1/users/me?secret=in-the-query", tokens.str("access_token")).want(400, "malformed_request")
+	s.post("/v1/auth/revoke", "", url.Values{"token": {tokens.str("refresh_token")}}).want(200, "")
+	logged := s.logs.String()
+	for _, secret := range []string{testPassword, token, tokens.str("access_token")[60:120], tokens.str("refresh_token")[3:], "in-the-query", "Authorization", "ada@example.com"} {
+		if strings.Contains(logged, secret) {
+			t.Errorf("the log holds %q", secret)
+		}
+	}
+	if !strings.Contains(logged, `"route":"POST /v1/auth/token"`) || !strings.Contains(logged, `"status":400`) {
+		t.Errorf("no access log: %s", logged)
+	}
+}
+
+// R70: a route that declares nothing lets nobody in, and every route declares something.
+func TestEveryRouteDeclaresAccess(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("admin@example.com", "admin")
+	for _, rt := range s.routes() {
+		if rt.access == "" || rt.summary == "" || rt.status == 0 {
+			t.Errorf("%s is not whole", rt.pattern)
+		}
+	}
+	r, err := http.NewRequestWithContext(context.Background(), "GET", "/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+m.token)
+	if _, err := s.authenticate(r, access("")); err != errForbidden {
+		t.Error("the zero value of access lets an admin in:", err)
+	}
+}
+
+// R05: one code, one meaning.
+func TestProblemCodesAreUnique(t *testing.T) {
+	t.Parallel()
+	seen := map[string]string{}
+	for _, e := range []*apiError{errMalformed, errBadCursor, errInvalidGrant, errEmailNotVerified, errAccountDisabled, errGrantType, errNoToken,
+		errInvalidToken, errForbidden, errSignupDisabled, errNotFound, errMethod, errEmailTaken, errStale, errTooLarge, errMediaType,
+		errBadMailToken, errInternal, errOverloaded, errDatabase, errNotReady, invalid()} {
+		if what := fmt.Sprint(e.Status, e.Detail); seen[e.Code] != "" {
+			t.Errorf("%s means %s and %s", e.Code, seen[e.Code], what)
+		} else {
+			seen[e.Code] = what
+		}
+	}
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// mint signs an access token for m with the server's own key, after edit has had its way with it.
+func (s *testServer) mint(m member, edit func(*accessClaims, map[string]any)) string {
+	s.t.Helper()
+	now := time.Now()
+	claims := accessClaims{
+		RegisteredClaims: jwt.RegisteredClaims{Issuer: s.cfg.PublicURL, Audience: jwt.ClaimStrings{s.cfg.PublicURL}, Subject: m.id,
+			ID: "x", IssuedAt: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(time.Minute))},
+		ClientID: clientID, Generation: 1, Roles: []string{"user"}, Scope: "account",
+	}
+	if err := s.pool.QueryRow(s.t.Context(), "select id from sessions where user_id = $1", m.id).Scan(&claims.SessionID); err != nil {
+		s.t.Fatal(err)
+	}
+	token := jwt.NewWithClaims(jwt.SigningMethodES256, &claims)
+	token.Header["typ"], token.Header["kid"] = accessType, s.keys.signing.kid
+	edit(&claims, token.Header)
+	signed, err := token.SignedString(s.keys.signing.private)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return signed
+}
+
+// R44 to R49: a genuine signature is not enough.
+func TestAccessTokenRules(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	in := func(d time.Duration) *jwt.NumericDate { return jwt.NewNumericDate(time.Now().Add(d)) }
+	for _, tc := range []struct {
+		name string
+		edit func(*accessClaims, map[string]any)
+		ok   bool
+	}{
+		{"as issued", func(*accessClaims, map[string]any) {}, true},
+		{"expired within leeway", func(c *accessClaims, _ map[string]any) {
+			c.IssuedAt, c.ExpiresAt = in(-time.Minute), in(-10*time.Second)
+		}, true},
+		{"expired", func(c *accessClaims, _ map[string]any) { c.IssuedAt, c.ExpiresAt = in(-time.Hour), in(-40*time.Second) }, false},
+		{"no exp", func(c *accessClaims, _ map[string]any) { c.ExpiresAt = nil }, false},
+		{"no iat", func(c *accessClaims, _ map[string]any) { c.IssuedAt = nil }, false},
+		{"issued in the future", func(c *accessClaims, _ map[string]any) { c.IssuedAt, c.ExpiresAt = in(time.Hour), in(2*time.Hour) }, false},
+		{"lives too long", func(c *accessClaims, _ map[string]any) { c.ExpiresAt = in(17 * time.Minute) }, false},
+		{"no jti", func(c *accessClaims, _ map[string]any) { c.ID = "" }, false},
+		{"no sub", func(c *accessClaims, _ map[string]any) { c.Subject = "" }, false},
+		{"sub is no id", func(c *accessClaims, _ map[string]any) { c.Subject = "x" }, false},
+		{"another sub", func(c *accessClaims, _ map[string]any) { c.Subject = newID() }, false},
+		{"no sid", func(c *accessClaims, _ map[string]any) { c.SessionID = "" }, false},
+		{"no gen", func(c *accessClaims, _ map[string]any) { c.Generation = 0 }, false},
+		{"no roles", func(c *accessClaims, _ map[string]any) { c.Roles = nil }, false},
+		{"no scope", func(c *accessClaims, _ map[string]any) { c.Scope = "" }, false},
+		{"another client", func(c *accessClaims, _ map[string]any) { c.ClientID = "other" }, false},
+		{"another issuer", func(c *accessClaims, _ map[string]any) { c.Issuer += "/" }, false},
+		{"another audience", func(c *accessClaims, _ map[string]any) { c.Audience = jwt.ClaimStrings{"https://other.example"} }, false},
+		{"two audiences", func(c *accessClaims, _ map[string]any) { c.Audience = append(c.Audience, "https://other.example") }, false},
+		{"typ JWT", func(_ *accessClaims, h map[string]any) { h["typ"] = "JWT" }, false},
+		{"no typ", func(_ *accessClaims, h map[string]any) { delete(h, "typ") }, false},
+		{"crit", func(_ *accessClaims, h map[string]any) { h["crit"] = []string{"exp"} }, false},
+		{"jwk", func(_ *accessClaims, h map[string]any) { h["jwk"] = map[string]string{"kty": "EC"} }, false},
+		{"jku", func(_ *accessClaims, h map[string]any) { h["jku"] = "https://evil.example" }, false},
+		{"x5c", func(_ *accessClaims, h map[string]any) { h["x5c"] = []string{"x"} }, false},
+		{"unknown kid", func(_ *accessClaims, h map[string]any) { h["kid"] = "other" }, false},
+		{"kid is a path", func(_ *accessClaims, h map[string]any) { h["kid"] = "../../dev/null" }, false},
+		{"no kid", func(_ *accessClaims, h map[string]any) { delete(h, "kid") }, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := s.in(t)
+			token := s.mint(m, tc.edit)
+			for range 2 { // the second time the token may be remembered
+				if a := s.get("/v1/users/me", token); (a.status == 200) != tc.ok {
+					t.Errorf("%d %s", a.status, a.body)
+				}
+			}
+		})
+	}
+}
+
+// R44, R47: tokens of every wrong kind.
+func TestForeignTokens(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	parts := strings.Split(m.token, ".")
+	b64 := base64.RawURLEncoding.EncodeToString
+	kid := s.keys.signing.kid
+	hmacToken := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"sub": m.id})
+	hmacToken.Header["typ"], hmacToken.Header["kid"] = accessType, kid
+	point, _ := s.keys.signing.private.PublicKey.Bytes()
+	confused, _ := hmacToken.SignedString(point) // the public key as an HMAC secret
+	stranger, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	claims := accessClaims{}
+	if _, _, err := jwt.NewParser().ParseUnverified(m.token, &claims); err != nil {
+		t.Fatal(err)
+	}
+	forgedToken := jwt.NewWithClaims(jwt.SigningMethodES256, claims)
+	forgedToken.Header["typ"], forgedToken.Header["kid"] = accessType, kid
+	forged, _ := forgedToken.SignedString(stranger)
+	for name, token := range map[string]string{
+		"none":              b64([]byte(`{"alg":"none","typ":"at+jwt","kid":"`+kid+`"}`)) + "." + parts[1] + ".",
+		"key confusion":     confused,
+		"another key":       forged,
+		"no signature":      parts[0] + "." + parts[1] + ".",
+		"altered claims":    parts[0] + "." + b64([]byte(`{"sub":"x"}`)) + "." + parts[2],
+		"padded signature":  m.token + "==",
+		"trailing bits":     m.token[:len(m.token)-1] + flipLastBits(m.token),
+		"line break inside": m.token[:20] + "%0a" + m.token[20:],
+		"refresh token":     m.refresh,
+		"two dots too many": m.token + ".x.y",
+		"15,000 dots":       strings.Repeat(".", 4000),
+		"too long":          m.token + strings.Repeat("A", maxAccessBytes),
+		"not a token":       "x",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if a := s.in(t).get("/v1/users/me", token); a.status != 401 {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+		})
+	}
+}
+
+// flipLastBits returns another last character that a lax base64 decoder takes for the same: the low bits are unused.
+func flipLastBits(token string) string {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	return string(alphabet[strings.IndexByte(alphabet, token[len(token)-1])^1])
+}
+
+// R22, RFC 6750: one Authorization header, of one scheme, and nowhere else.
+func TestAuthorizationHeader(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	for _, tc := range []struct {
+		name      string
+		path      string
+		values    []string
+		status    int
+		challenge string
+	}{
+		{"none", "", nil, 401, `Bearer realm="roster"`},
+		{"lower case scheme", "", []string{"bearer " + m.token}, 200, ""},
+		{"two", "", []string{"Bearer " + m.token, "Bearer " + m.token}, 401, `Bearer realm="roster", error="invalid_token"`},
+		{"basic", "", []string{"Basic YTpi"}, 401, `Bearer realm="roster", error="invalid_token"`},
+		{"no scheme", "", []string{m.token}, 401, `Bearer realm="roster", error="invalid_token"`},
+		{"empty token", "", []string{"Bearer "}, 401, `Bearer realm="roster", error="invalid_token"`},
+		{"two spaces", "", []string{"Bearer  " + m.token}, 401, `Bearer realm="roster", error="invalid_token"`},
+		{"in the query", "?access_token=" + m.token, nil, 401, `Bearer realm="roster"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			a := s.in(t).do(request{path: "/v1/users/me" + tc.path, header: http.Header{"Authorization": tc.values}})
+			if a.status != tc.status || a.header.Get("WWW-Authenticate") != tc.challenge {
+				t.Errorf("%d %q %s", a.status, a.header.Get("WWW-Authenticate"), a.body)
+			}
+		})
+	}
+}
+
+// R52: every refresh token has one spelling, and a forged one changes nothing.
+func TestRefreshTokenForms(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	if len(m.refresh) != 79 {
+		t.Errorf("a refresh token has %d characters", len(m.refresh))
+	}
+	for i := 3; i < len(m.refresh); i += 5 {
+		other := byte('A')
+		if m.refresh[i] == other {
+			other = 'B'
+		}
+		s.refreshWith(m.refresh[:i]+string(other)+m.refresh[i+1:]).want(400, "invalid_grant")
+	}
+	for _, bad := range []string{m.refresh + "A", m.refresh[:78], m.refresh[3:], "rt_", m.refresh + "=", m.refresh[:40] + "\r\n" + m.refresh[40:],
+		"\n" + m.refresh, strings.ToUpper(m.refresh), "RT_" + m.refresh[3:], m.token} {
+		s.refreshWith(bad).want(400, "invalid_grant")
+	}
+	if got := scalar[int](s, "select generation from sessions"); got != 1 {
+		t.Errorf("a forged token moved the session to generation %d", got)
+	}
+	s.refreshWith(m.refresh).want(200, "")
+}
+
+// The derivation is a promise to other services and to the next version: pinned by vectors.
+func TestKeyDerivation(t *testing.T) {
+	t.Parallel()
+	secret := make([]byte, 32)
+	for i := range secret {
+		secret[i] = byte(i)
+	}
+	k, public, err := deriveKey(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, _, _ := deriveKey(secret)
+	if k.kid != again.kid || len(k.kid) != 43 || public.Kid != k.kid || len(k.refresh) != 32 {
+		t.Errorf("%+v", public)
+	}
+	goldenFile(t, "derivation.json", public)
+}
+
+// The cache of verified tokens is bounded, and forgets what has expired.
+func TestTokenCache(t *testing.T) {
+	t.Parallel()
+	c := &tokenCache{}
+	claims := &accessClaims{}
+	for i := range 3 * tokenCacheSize {
+		c.put(string(rune(i+0x10000)), claims)
+		if len(c.young)+len(c.old) > 2*tokenCacheSize {
+			t.Fatalf("%d tokens are remembered", len(c.young)+len(c.old))
+		}
+	}
+	if c.get(string(rune(0x10000))) != nil || c.get(string(rune(3*tokenCacheSize-1+0x10000))) == nil {
+		t.Error("the cache keeps the oldest or loses the newest")
+	}
+}
