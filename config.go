@@ -40,6 +40,7 @@ type config struct {
 	TrustedProxies    []netip.Prefix `env:"TRUSTED_PROXIES"`
 	PasswordMinLength int            `env:"PASSWORD_MIN_LENGTH, default=12"`
 	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h"`
+	ResetTTL          time.Duration  `env:"RESET_TTL, default=1h"`
 	MailFrom          string         `env:"MAIL_FROM"`
 	SMTPURL           string         `env:"SMTP_URL"`
 	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s"`
@@ -48,6 +49,8 @@ type config struct {
 
 	// secrets is SECRET_KEYS decoded; the first signs.
 	secrets [][]byte
+	// smtp is SMTP_URL; nil when it is not set.
+	smtp *smtpSender
 	// dev is set by the command, never by the environment: it allows plain HTTP and plain SMTP.
 	dev bool
 }
@@ -165,6 +168,7 @@ func (cfg *config) check(p *problems) {
 		{"REFRESH_MAX_TTL", cfg.RefreshMaxTTL, time.Second, 10 * year},
 		{"REFRESH_GRACE", cfg.RefreshGrace, 0, 5 * time.Minute},
 		{"VERIFY_TTL", cfg.VerifyTTL, time.Second, 30 * 24 * time.Hour},
+		{"RESET_TTL", cfg.ResetTTL, time.Second, 7 * 24 * time.Hour},
 		{"DRAIN_DELAY", cfg.DrainDelay, 0, time.Minute},
 	} {
 		if d.value < d.min || d.value > d.max {
@@ -180,8 +184,21 @@ func (cfg *config) check(p *problems) {
 	if cfg.LogFormat != "json" && cfg.LogFormat != "text" {
 		p.add("LOG_FORMAT", "must be json or text")
 	}
-	if _, err := mail.ParseAddress(cfg.MailFrom); cfg.MailFrom != "" && err != nil {
-		p.add("MAIL_FROM", "is not an address such as Roster <no-reply@example.com>")
+	cfg.checkMail(p)
+}
+
+func (cfg *config) checkMail(p *problems) {
+	_, err := mail.ParseAddress(cfg.MailFrom)
+	switch {
+	case cfg.SMTPURL == "" && cfg.EmailVerification && !cfg.dev:
+		p.add("SMTP_URL", "is required: smtp://user:password@host:587 (or EMAIL_VERIFICATION=false)")
+	case cfg.MailFrom != "" && err != nil, cfg.MailFrom == "" && cfg.SMTPURL != "":
+		p.add("MAIL_FROM", "must be an address such as Roster <no-reply@example.com>")
+	}
+	if cfg.SMTPURL != "" {
+		if cfg.smtp, err = newSMTPSender(cfg.SMTPURL, cfg.MailFrom, cfg.dev); err != nil {
+			p.add("SMTP_URL", "%v", err)
+		}
 	}
 }
 

@@ -62,6 +62,12 @@ func orElse(err, missing error) error {
 	return err
 }
 
+// violates says whether a statement broke this constraint.
+func violates(err error, constraint string) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.ConstraintName == constraint
+}
+
 // connectionLost recognises a connection that ended under a query.
 func connectionLost(err error) bool {
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || pgconn.SafeToRetry(err)

@@ -5,42 +5,68 @@ import (
 	"time"
 )
 
-// insertMail puts a mail to the owner of an address into the outbox, in the transaction that causes it. More than one
-// a minute or five an hour of a kind are left out silently (R42). The address is read from the user's row (R65).
-func (d db) insertMail(ctx context.Context, email, kind string) error {
-	_, err := d.q.Exec(ctx, `
-		insert into mails (id, user_id, kind, recipient)
-		select $1, u.id, $3, u.email from users u
-		where u.email = $2
-			and not exists (select 1 from mails m where m.recipient = u.email and m.kind = $3
-				and m.created_at > now() - interval '1 minute')
-			and (select count(*) from mails m where m.recipient = u.email and m.kind = $3
-				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind)
-	return err
-}
-
 // mailRow is one row of the outbox.
 type mailRow struct {
 	ID        string
-	UserID    string
 	Kind      string
 	Recipient string
 	Attempts  int
+	Age       time.Duration
+}
+
+// insertMail puts a mail to the owner of an address into the outbox, in the transaction that causes it. The address is
+// read from the user's row, never taken from the request (R65). More than one a minute or five an hour of a kind and
+// address are left out silently (R42). The caller holds a lock on the user.
+func (d db) insertMail(ctx context.Context, email, kind string) error {
+	return d.insertMailTo(ctx, email, kind, nil, nil)
+}
+
+// insertMailTo is insertMail to another address, which stands for what the user is about to become; session is the
+// one that asks.
+func (d db) insertMailTo(ctx context.Context, email, kind string, recipient, session *string) error {
+	_, err := d.q.Exec(ctx, `
+		insert into mails (id, user_id, kind, recipient, session_id)
+		select $1, u.id, $3, coalesce($4, u.email), $5 from users u
+		where u.email = $2
+			and not exists (select 1 from mails m where m.recipient = coalesce($4, u.email) and m.kind = $3
+				and m.created_at > now() - interval '1 minute')
+			and (select count(*) from mails m where m.recipient = coalesce($4, u.email) and m.kind = $3
+				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind, recipient, session)
+	return err
+}
+
+// insertUnsentMail writes what insertMail would have, for an address without an account: as much work, as long, and
+// as limited, but nothing to send (R37).
+func (d db) insertUnsentMail(ctx context.Context, email, kind string) error {
+	_, err := d.q.Exec(ctx, `
+		insert into mails (id, kind, recipient, sent_at)
+		select $1, $3, $2, now()
+		where not exists (select 1 from mails m where m.recipient = $2 and m.kind = $3
+				and m.created_at > now() - interval '1 minute')
+			and (select count(*) from mails m where m.recipient = $2 and m.kind = $3
+				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind)
+	return err
 }
 
 // leaseMail takes the mail that is due longest and hides it from other senders for lease; pgx.ErrNoRows when none is
 // due. The row stays until it is sent, so a sender that dies loses nothing (R68).
 func (d db) leaseMail(ctx context.Context, lease time.Duration) (mailRow, error) {
 	return one[mailRow](ctx, d, `
-		update mails m set attempts = m.attempts + 1, next_attempt_at = now() + $1::interval
-		where m.id = (
-			select id from mails where sent_at is null and next_attempt_at <= now()
+		update mails set attempts = attempts + 1, next_attempt_at = now() + $1::interval
+		where id = (
+			select id from mails where sent_at is null and failed_at is null and next_attempt_at <= now()
 			order by next_attempt_at limit 1 for update skip locked)
-		returning m.id, m.user_id, m.kind, m.recipient, m.attempts`, lease)
+		returning id, kind, recipient, attempts, now() - created_at as age`, lease)
 }
 
 func (d db) updateMailSent(ctx context.Context, id string) error {
 	_, err := d.q.Exec(ctx, `update mails set sent_at = now() where id = $1`, id)
+	return err
+}
+
+// updateMailFailed gives a mail up.
+func (d db) updateMailFailed(ctx context.Context, id string) error {
+	_, err := d.q.Exec(ctx, `update mails set failed_at = now() where id = $1`, id)
 	return err
 }
 
@@ -54,20 +80,27 @@ func (d db) updateMailRetry(ctx context.Context, id string, delay time.Duration)
 // the mail, so that voidMailTokens either sees the token or has taken the mail away: then it is pgx.ErrNoRows.
 func (d db) upsertMailToken(ctx context.Context, hash []byte, m mailRow, purpose string, ttl time.Duration) error {
 	return d.q.QueryRow(ctx, `
-		with live as (select user_id from mails where id = $2 for update)
-		insert into mail_tokens (token_hash, user_id, purpose, expires_at)
-		select $1, user_id, $3, now() + $4::interval from live
-		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, expires_at = excluded.expires_at
+		with live as (select user_id, recipient, session_id from mails where id = $2 for update)
+		insert into mail_tokens (token_hash, user_id, purpose, email, session_id, expires_at)
+		select $1, user_id, $3, recipient, session_id, now() + $4::interval from live
+		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, email = excluded.email,
+			session_id = excluded.session_id, expires_at = excluded.expires_at
 		returning user_id`, hash, m.ID, purpose, ttl).Scan(nil)
 }
 
+// mailToken is a token that was consumed: whose it was, the address it was mailed to, and the session that asked.
+type mailToken struct {
+	UserID    string
+	Email     string
+	SessionID *string
+}
+
 // deleteMailToken consumes a live token in the transaction that it authorises: of any number of uses at once, one
-// gets the row (R60, R61).
-func (d db) deleteMailToken(ctx context.Context, hash []byte, purpose string) (userID string, err error) {
-	err = d.q.QueryRow(ctx, `
+// gets the row, the others pgx.ErrNoRows (R60, R61).
+func (d db) deleteMailToken(ctx context.Context, hash []byte, purpose string) (mailToken, error) {
+	return one[mailToken](ctx, d, `
 		delete from mail_tokens where token_hash = $1 and purpose = $2 and expires_at > now()
-		returning user_id`, hash, purpose).Scan(&userID)
-	return userID, err
+		returning user_id, email, session_id`, hash, purpose)
 }
 
 // voidMailTokens ends every token of a user. Mails that would carry one go first: a sender that is making its token

@@ -99,9 +99,9 @@ func (d db) deleteSession(ctx context.Context, userID, id string) (bool, error) 
 	return affected(ctx, d, `delete from sessions where user_id = $1 and id = $2`, userID, id)
 }
 
-// deleteSessions ends every session of a user but one.
-func (d db) deleteSessions(ctx context.Context, userID, except string) error {
-	_, err := d.q.Exec(ctx, `delete from sessions where user_id = $1 and id <> $2`, userID, except)
+// deleteSessions ends every session of a user, except one when it is given.
+func (d db) deleteSessions(ctx context.Context, userID string, except *string) error {
+	_, err := d.q.Exec(ctx, `delete from sessions where user_id = $1 and id is distinct from $2::uuid`, userID, except)
 	return err
 }
 

@@ -56,11 +56,12 @@ func (d db) insertOrReplaceUnverified(ctx context.Context, id, email, name, pass
 	return got, orElse(err, nil)
 }
 
-// updateEmailVerified confirms the address of an account whose password hash is still the given one.
-func (d db) updateEmailVerified(ctx context.Context, id, passwordHash string) (bool, error) {
-	return affected(ctx, d, `
+// updateEmailVerified confirms the address of an account whose password hash is still the given one; pgx.ErrNoRows
+// otherwise.
+func (d db) updateEmailVerified(ctx context.Context, id, passwordHash string) error {
+	return d.q.QueryRow(ctx, `
 		update users set email_verified = true
-		where id = $1 and password_hash = $2 and not disabled`, id, passwordHash)
+		where id = $1 and password_hash = $2 returning id`, id, passwordHash).Scan(nil)
 }
 
 // updateUserName changes the row when its version is one of those allowed; pgx.ErrNoRows otherwise.
@@ -85,4 +86,37 @@ func (d db) lockActiveUser(ctx context.Context, id, passwordHash string) (user, 
 		select id, email, name, role, email_verified, disabled, created_at, updated_at
 		from users where id = $1 and password_hash = $2 and not disabled
 		for no key update`, id, passwordHash)
+}
+
+// lockActiveUserByEmail is lockActiveUser for flows that prove the mailbox instead of the password.
+func (d db) lockActiveUserByEmail(ctx context.Context, email string) error {
+	return d.q.QueryRow(ctx, `select id from users where email = $1 and not disabled for no key update`, email).Scan(nil)
+}
+
+// updatePasswordByMail sets the password of a user who proved the mailbox.
+func (d db) updatePasswordByMail(ctx context.Context, id, hash string) error {
+	_, err := d.q.Exec(ctx, `update users set password_hash = $2, email_verified = true where id = $1`, id, hash)
+	return err
+}
+
+// updateEmail fails on users_email_key when the address was taken meanwhile.
+func (d db) updateEmail(ctx context.Context, id, email string) error {
+	_, err := d.q.Exec(ctx, `update users set email = $2, email_verified = true where id = $1`, id, email)
+	return err
+}
+
+func (d db) emailTaken(ctx context.Context, email string) (taken bool, err error) {
+	err = d.q.QueryRow(ctx, `select exists (select from users where email = $1)`, email).Scan(&taken)
+	return taken, err
+}
+
+// endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
+func (d db) endAccess(ctx context.Context, email, userID string, except *string) error {
+	if err := d.deleteSessions(ctx, userID, except); err != nil {
+		return err
+	}
+	if err := d.voidMailTokens(ctx, userID); err != nil {
+		return err
+	}
+	return d.insertMail(ctx, email, mailPasswordChanged)
 }

@@ -44,7 +44,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 		return fmt.Errorf(".env: %w", err)
 	}
 	lookup = envconfig.MultiLookuper(lookup, envconfig.MapLookuper(dotenv))
-	defaults := map[string]string{"SECRET_KEYS": secrets["SECRET_KEYS"], "LOG_FORMAT": "text", "DRAIN_DELAY": "0s"}
+	defaults := map[string]string{"SECRET_KEYS": secrets["SECRET_KEYS"], "LOG_FORMAT": "text", "DRAIN_DELAY": "0s", "MAIL_FROM": "roster <roster@localhost>"}
 	// With a port of one's own the links and the issuer must follow it.
 	addr, given := lookup.Lookup("LISTEN_ADDR")
 	if !given {
@@ -82,7 +82,9 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	if err != nil {
 		return err
 	}
-	s.deliver = printMail(stdout)
+	if s.deliver == nil {
+		s.deliver = printMail(stdout)
+	}
 	password, err := ensureDevAdmin(ctx, s, secrets["ADMIN_PASSWORD"])
 	if err != nil {
 		return err

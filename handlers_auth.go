@@ -55,43 +55,6 @@ func (s *server) hashForRegistration(ctx context.Context, in registerInput) (str
 	return s.passwords.hash(ctx, in.Password)
 }
 
-type verifyEmailInput struct {
-	Token    string `json:"token" is:"token"`
-	Password string `json:"password" is:"password"`
-}
-
-// verifyEmail confirms an address and signs in. The token proves the mailbox, the password proves that whoever
-// registered is at the keyboard: either alone opens nothing (R64). A wrong password leaves the token alive.
-func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput) (tokens, error) {
-	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeVerifyEmail)
-	if err != nil {
-		return tokens{}, orElse(err, errBadMailToken)
-	}
-	ok, _, err := s.passwords.verify(ctx, account.PasswordHash, in.Password)
-	if err != nil {
-		return tokens{}, err
-	}
-	if !ok {
-		return tokens{}, wrongPassword("/password")
-	}
-	var session newSession
-	err = s.db.inTx(ctx, func(tx db) error {
-		if _, err := tx.deleteMailToken(ctx, hashMailToken(in.Token), purposeVerifyEmail); err != nil {
-			return orElse(err, errBadMailToken)
-		}
-		// Only with the very hash that was verified: a registration in between has replaced it, and counts.
-		if ok, err := tx.updateEmailVerified(ctx, account.ID, account.PasswordHash); err != nil || !ok {
-			return errors.Join(err, errBadMailToken)
-		}
-		session, err = s.startSession(ctx, tx, c, account.ID, account.PasswordHash)
-		return err
-	})
-	if err != nil {
-		return tokens{}, err
-	}
-	return s.issue(session)
-}
-
 type issueTokenInput struct {
 	GrantType    string  `form:"grant_type" is:"text"`
 	Username     *string `form:"username" is:"text"`

@@ -47,13 +47,7 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 		if err := tx.updatePasswordHash(ctx, c.user.ID, account.PasswordHash, hash); err != nil {
 			return orElse(err, wrongPassword("/current_password"))
 		}
-		if err := tx.deleteSessions(ctx, c.user.ID, c.session); err != nil {
-			return err
-		}
-		if err := tx.voidMailTokens(ctx, c.user.ID); err != nil {
-			return err
-		}
-		return tx.insertMail(ctx, c.user.Email, mailPasswordChanged)
+		return tx.endAccess(ctx, c.user.Email, c.user.ID, &c.session)
 	})
 	s.wakeSender()
 	return none{}, err
@@ -68,7 +62,7 @@ func (s *server) listSessions(ctx context.Context, c caller, in listSessionsInpu
 
 // deleteOtherSessions keeps the session that asks.
 func (s *server) deleteOtherSessions(ctx context.Context, c caller, _ none) (none, error) {
-	return none{}, s.db.deleteSessions(ctx, c.user.ID, c.session)
+	return none{}, s.db.deleteSessions(ctx, c.user.ID, &c.session)
 }
 
 type deleteSessionInput struct {

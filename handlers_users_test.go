@@ -105,7 +105,7 @@ func TestChangePassword(t *testing.T) {
 	}
 	change := func(current, new string) answer { t.Helper(); return changeIn(t, current, new) }
 	_, hash := newMailToken()
-	s.exec("insert into mail_tokens (token_hash, user_id, purpose, expires_at) values ($1, $2, 'reset-password', now() + interval '1 hour')", hash, m.id)
+	s.exec("insert into mail_tokens (token_hash, user_id, purpose, email, expires_at) values ($1, $2, 'reset-password', 'x', now() + interval '1 hour')", hash, m.id)
 	for _, tc := range []struct{ name, current, new, pointer, code string }{
 		{"wrong", "not my password", "a new password 1", "/current_password", "wrong_password"},
 		{"short", testPassword, "eleven char", "/new_password", "password_too_short"},

@@ -21,16 +21,26 @@ import (
 
 // The kinds of mail: each is a file in mails/.
 const (
-	mailVerifyEmail     = "verify_email"
-	mailAccountExists   = "account_exists"
-	mailPasswordChanged = "password_changed"
+	mailVerifyEmail       = "verify_email"
+	mailAccountExists     = "account_exists"
+	mailResetPassword     = "reset_password"
+	mailChangeEmail       = "change_email"
+	mailChangeEmailNotice = "change_email_notice"
+	mailPasswordChanged   = "password_changed"
 )
 
 // The purposes of mail tokens: what a token of one purpose does, one of another cannot (R60).
-const purposeVerifyEmail = "verify-email"
+// They are also the paths of the links.
+const (
+	purposeVerifyEmail   = "verify-email"
+	purposeResetPassword = "reset-password"
+	purposeConfirmEmail  = "confirm-email"
+)
 
-// tokenKinds are the mails that carry a token.
-var tokenKinds = []string{mailVerifyEmail}
+// tokenKinds are the mails that carry a token of their owner.
+var tokenKinds = []string{mailVerifyEmail, mailResetPassword, mailChangeEmail}
+
+const changeEmailTTL = time.Hour
 
 // mailKind is what sets one kind of mail apart.
 type mailKind struct {
@@ -40,9 +50,12 @@ type mailKind struct {
 
 func (s *server) mailKinds() map[string]mailKind {
 	return map[string]mailKind{
-		mailVerifyEmail:     {purposeVerifyEmail, s.cfg.VerifyTTL},
-		mailAccountExists:   {},
-		mailPasswordChanged: {},
+		mailVerifyEmail:       {purposeVerifyEmail, s.cfg.VerifyTTL},
+		mailAccountExists:     {},
+		mailResetPassword:     {purposeResetPassword, s.cfg.ResetTTL},
+		mailChangeEmail:       {purposeConfirmEmail, changeEmailTTL},
+		mailChangeEmailNotice: {},
+		mailPasswordChanged:   {},
 	}
 }
 
@@ -108,18 +121,25 @@ func humanDuration(d time.Duration) string {
 }
 
 const (
-	mailLease = 2 * time.Minute // longer than a whole SMTP conversation may take
-	mailPoll  = time.Second
+	mailSenders = 4               // a replica; a server that hangs holds up one of them
+	mailLease   = 2 * time.Minute // longer than a conversation may take
+	mailPoll    = time.Second
+	mailGrace   = 5 * time.Second    // for the mail in hand when the replica stops
+	mailMaxAge  = 3 * 24 * time.Hour // then a mail is given up
 )
 
 // startWorkers starts what runs beside the requests; the group is done when ctx has ended and they have stopped.
 func (s *server) startWorkers(ctx context.Context) *sync.WaitGroup {
 	var workers sync.WaitGroup
-	workers.Go(func() { s.sendMails(ctx) })
+	if s.deliver != nil {
+		for range mailSenders {
+			workers.Go(func() { s.sendMails(ctx) })
+		}
+	}
 	return &workers
 }
 
-// wakeSender tells this replica's sender that a mail may be due, so that it need not wait for its next poll.
+// wakeSender tells this replica's senders that a mail may be due, so that they need not wait for the next poll.
 func (s *server) wakeSender() {
 	select {
 	case s.newMail <- struct{}{}:
@@ -139,12 +159,11 @@ func (s *server) sendMails(ctx context.Context) {
 		case <-s.newMail:
 		}
 		for ctx.Err() == nil {
-			err := s.sendNextMail(context.WithoutCancel(ctx))
-			if errors.Is(err, pgx.ErrNoRows) {
-				break
+			err := s.sendNextMail(ctx)
+			if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+				s.log.Error("sending mail", "cause", err.Error())
 			}
 			if err != nil {
-				s.log.Error("sending mail", "cause", err.Error())
 				break
 			}
 		}
@@ -152,14 +171,17 @@ func (s *server) sendMails(ctx context.Context) {
 }
 
 // sendNextMail leases a mail, makes its token, and sends it with no transaction open; pgx.ErrNoRows when none is due.
-func (s *server) sendNextMail(ctx context.Context) error {
+func (s *server) sendNextMail(stopping context.Context) error {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(stopping))
+	defer cancel()
+	defer context.AfterFunc(stopping, func() { time.AfterFunc(mailGrace, cancel) })()
 	m, err := s.db.leaseMail(ctx, mailLease)
 	if err != nil {
 		return err
 	}
 	kind, known := s.mailKinds()[m.Kind]
 	if !known {
-		return fmt.Errorf("mail %s: unknown kind %q", m.ID, m.Kind)
+		return fmt.Errorf("mail %s is of the unknown kind %q", m.ID, m.Kind)
 	}
 	var token string
 	if kind.purpose != "" {
@@ -173,11 +195,15 @@ func (s *server) sendNextMail(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.deliver(ctx, msg); err != nil {
-		s.log.Warn("mail not delivered, will retry", "mail_id", m.ID, "kind", m.Kind, "attempts", m.Attempts, "cause", err.Error())
-		return s.db.updateMailRetry(ctx, m.ID, backoff(m.Attempts))
+	if err = s.deliver(ctx, msg); err == nil {
+		return s.db.updateMailSent(ctx, m.ID)
 	}
-	return s.db.updateMailSent(ctx, m.ID)
+	retry := !errors.Is(err, errRefused) && m.Age < mailMaxAge
+	s.log.Warn("mail not delivered", "mail_id", m.ID, "kind", m.Kind, "attempts", m.Attempts, "retry", retry, "cause", err.Error())
+	if !retry {
+		return s.db.updateMailFailed(ctx, m.ID)
+	}
+	return s.db.updateMailRetry(ctx, m.ID, backoff(m.Attempts))
 }
 
 // backoff doubles from one minute to a day, less up to a fifth, so that retries spread.

@@ -101,6 +101,9 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	if err != nil {
 		return fmt.Errorf("LISTEN_ADDR: %w", err)
 	}
+	if s.deliver == nil {
+		s.log.Warn("SMTP_URL is not set: mails wait in the outbox")
+	}
 	s.log.Info("serving", "addr", listener.Addr().String(), "version", buildVersion())
 	return s.listenAndServe(ctx, listener)
 }

@@ -22,11 +22,15 @@ func (s *server) routes() []route {
 		{"POST /v1/auth/verify-email", public, 200, handle(s.verifyEmail), "Confirm the address and sign in"},
 		{"POST /v1/auth/token", public, 200, handle(s.issueToken), "Sign in, or refresh (RFC 6749)"},
 		{"POST /v1/auth/revoke", public, 200, handle(s.revokeToken), "Sign out (RFC 7009)"},
+		{"POST /v1/auth/forgot-password", public, 202, handle(s.forgotPassword), "Ask for a link to choose a new password"},
+		{"POST /v1/auth/reset-password", public, 204, handle(s.resetPassword), "Choose a new password by link"},
+		{"POST /v1/auth/confirm-email", public, 204, handle(s.confirmEmail), "Confirm a new address"},
 
 		// The caller
 		{"GET /v1/users/me", signedIn, 200, handle(s.readMe), "Read yourself"},
 		{"PATCH /v1/users/me", signedIn, 200, handle(s.updateMe), "Change your name"},
 		{"PUT /v1/users/me/password", signedIn, 204, handle(s.changePassword), "Change your password"},
+		{"POST /v1/users/me/email", signedIn, 202, handle(s.changeEmail), "Change your address"},
 		{"GET /v1/users/me/sessions", signedIn, 200, handle(s.listSessions), "List where you are signed in"},
 		{"DELETE /v1/users/me/sessions", signedIn, 204, handle(s.deleteOtherSessions), "Sign out everywhere else"},
 		{"DELETE /v1/users/me/sessions/{session_id}", signedIn, 204, handle(s.deleteSession), "Sign out one session"},

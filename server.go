@@ -45,6 +45,9 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 		newMail: make(chan struct{}, 1), inFlight: make(chan struct{}, maxInFlight), mux: http.NewServeMux(),
 	}
 	s.rules = newRules(s.passwords)
+	if cfg.smtp != nil {
+		s.deliver = cfg.smtp.deliver
+	}
 	for _, rt := range s.routes() {
 		s.mux.HandleFunc(rt.pattern, s.serve(rt))
 	}

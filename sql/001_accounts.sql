@@ -47,6 +47,8 @@ create table mail_tokens (
     token_hash bytea       constraint mail_tokens_pkey primary key,
     user_id    uuid        not null constraint mail_tokens_user_id_fkey references users on delete cascade,
     purpose    text        not null,
+    email      text        not null, -- where it was mailed: for a change of address, the new one
+    session_id uuid,                 -- that asked for it; no foreign key, it may have ended
     expires_at timestamptz not null,
     constraint mail_tokens_user_id_purpose_key unique (user_id, purpose)
 );
@@ -55,16 +57,18 @@ create table mail_tokens (
 -- next_attempt_at is also the lease: a sender that takes a row moves it into the future.
 create table mails (
     id              uuid        constraint mails_pkey primary key,
-    user_id         uuid        not null constraint mails_user_id_fkey references users on delete cascade,
+    user_id         uuid        constraint mails_user_id_fkey references users on delete cascade, -- null: nobody's, never sent
     kind            text        not null,
     recipient       text        not null,
+    session_id      uuid,
     attempts        integer     not null default 0,
     created_at      timestamptz not null default now(),
     next_attempt_at timestamptz not null default now(),
-    sent_at         timestamptz
+    sent_at         timestamptz,
+    failed_at       timestamptz
 );
 
-create index mails_due_idx on mails (next_attempt_at) where sent_at is null;
+create index mails_due_idx on mails (next_attempt_at) where sent_at is null and failed_at is null;
 create index mails_recipient_idx on mails (recipient, kind, created_at);
 create index mails_user_id_idx on mails (user_id);
 
