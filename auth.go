@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -16,7 +18,52 @@ const (
 	public        access = "public" // no token needed
 	signedIn      access = "user"   // any signed-in user
 	platformAdmin access = "admin"  // users whose role is admin
+
+	// Members of the organization in the path whose role has this permission.
+	orgRead          access = "org:read"
+	orgUpdate        access = "org:update"
+	orgDelete        access = "org:delete"
+	membershipsRead  access = "memberships:read"
+	membershipsWrite access = "memberships:write"
+	invitationsWrite access = "invitations:write"
+	auditRead        access = "audit:read"
 )
+
+// permissions is what each role may do in its organization.
+var permissions = map[string][]access{
+	"member": {orgRead, membershipsRead},
+	"admin":  {orgRead, membershipsRead, orgUpdate, membershipsWrite, invitationsWrite, auditRead},
+	"owner":  {orgRead, membershipsRead, orgUpdate, membershipsWrite, invitationsWrite, auditRead, orgDelete},
+}
+
+// ranks orders the roles; whoever has none ranks below all.
+var ranks = map[string]int{"member": 1, "admin": 2, "owner": 3}
+
+// allow says whether a role in an organization has a permission. To outsiders the organization does not exist.
+func allow(role string, need access) error {
+	switch {
+	case role == "":
+		return errNotFound
+	case !slices.Contains(permissions[role], need):
+		return errForbidden
+	}
+	return nil
+}
+
+// manages says whether an actor may give, change or take a role: it must be strictly below their own, except that
+// owners manage owners (R72).
+func manages(actor, role string) bool { return actor == "owner" || ranks[actor] > ranks[role] }
+
+// grantable lists the roles that an actor manages, of those who may invite at all.
+func grantable(actor string) []string {
+	roles := []string{}
+	for role := range ranks {
+		if allow(actor, invitationsWrite) == nil && manages(actor, role) {
+			roles = append(roles, role)
+		}
+	}
+	return roles
+}
 
 // platformScopes is what each platform role may do, in the words of the access token's scope claim. It is there for
 // other services; roster decides from the database.
@@ -53,7 +100,11 @@ func (s *server) authenticate(r *http.Request, need access) (caller, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
 	defer cancel()
-	found, err := s.db.callerBySession(ctx, claims.SessionID, claims.Subject)
+	var organizationID *string
+	if id := r.PathValue("organization_id"); isUUID(id) {
+		organizationID = &id
+	}
+	found, err := s.db.callerBySession(ctx, claims.SessionID, claims.Subject, organizationID)
 	if err != nil {
 		return c, err
 	}
@@ -64,13 +115,21 @@ func (s *server) authenticate(r *http.Request, need access) (caller, error) {
 		}
 	}
 	c.user, c.session, c.signedIn = found.user, claims.SessionID, found.session.CreatedAt
-	switch {
-	case need == signedIn:
+	switch need {
+	case signedIn:
 		return c, nil
-	case need == platformAdmin && c.user.Role == "admin":
-		return c, nil
+	case platformAdmin:
+		if c.user.Role == "admin" {
+			return c, nil
+		}
+		if r.PathValue("organization_id") != "" {
+			return c, cmp.Or(allow(found.role, orgRead), error(errForbidden)) // 404 for outsiders
+		}
+		return c, errForbidden
+	case "":
+		return c, errForbidden
 	}
-	return c, errForbidden
+	return c, allow(found.role, need)
 }
 
 // bearerToken reads the one Authorization header (RFC 6750 section 2.1, R22).

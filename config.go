@@ -41,6 +41,7 @@ type config struct {
 	PasswordMinLength int            `env:"PASSWORD_MIN_LENGTH, default=12"`
 	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h"`
 	ResetTTL          time.Duration  `env:"RESET_TTL, default=1h"`
+	InvitationTTL     time.Duration  `env:"INVITATION_TTL, default=168h"`
 	MailFrom          string         `env:"MAIL_FROM"`
 	SMTPURL           string         `env:"SMTP_URL"`
 	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s"`
@@ -169,6 +170,7 @@ func (cfg *config) check(p *problems) {
 		{"REFRESH_GRACE", cfg.RefreshGrace, 0, 5 * time.Minute},
 		{"VERIFY_TTL", cfg.VerifyTTL, time.Second, 30 * 24 * time.Hour},
 		{"RESET_TTL", cfg.ResetTTL, time.Second, 7 * 24 * time.Hour},
+		{"INVITATION_TTL", cfg.InvitationTTL, time.Second, 90 * 24 * time.Hour},
 		{"DRAIN_DELAY", cfg.DrainDelay, 0, time.Minute},
 	} {
 		if d.value < d.min || d.value > d.max {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,34 +25,52 @@ type querier interface {
 type db struct{ q querier }
 
 // inTx runs fn in a transaction, which commits when fn returns nil. What must survive a refusal is committed before
-// the refusal is returned, never inside fn.
+// the refusal is returned, never inside fn. fn runs again, at most three times, when PostgreSQL broke a deadlock or
+// what it read has moved: nothing of the first run is left then (R82).
 func (d db) inTx(ctx context.Context, fn func(tx db) error) error {
-	return pgx.BeginFunc(ctx, d.q, func(tx pgx.Tx) error { return fn(db{tx}) })
+	for attempt := 1; ; attempt++ {
+		err := pgx.BeginFunc(ctx, d.q, func(tx pgx.Tx) error { return fn(db{tx}) })
+		if attempt == 3 || !retryable(err) {
+			return err
+		}
+		time.Sleep(rand.N(time.Duration(attempt) * 20 * time.Millisecond))
+	}
+}
+
+// errMoved asks inTx for another run: what was locked first is not all that had to be.
+var errMoved = &pgconn.PgError{Code: "40001", Message: "locked too little"}
+
+func retryable(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
 }
 
 // one scans the single row of a statement into T by column name; pgx.ErrNoRows when there is none.
 func one[T any](ctx context.Context, d db, sql string, args ...any) (T, error) {
-	rows, err := d.q.Query(ctx, sql, args...)
-	if err != nil {
-		var zero T
-		return zero, err
-	}
-	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
+	return oneBy(ctx, d, pgx.RowToStructByName[T], sql, args...)
 }
 
 // many scans all rows of a statement into T by column name.
 func many[T any](ctx context.Context, d db, sql string, args ...any) ([]T, error) {
-	rows, err := d.q.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowToStructByName[T])
+	return manyBy(ctx, d, pgx.RowToStructByName[T], sql, args...)
 }
 
-// affected runs a statement and says whether it changed a row.
-func affected(ctx context.Context, d db, sql string, args ...any) (bool, error) {
-	tag, err := d.q.Exec(ctx, sql, args...)
-	return tag.RowsAffected() > 0, err
+func oneBy[T any](ctx context.Context, d db, scan pgx.RowToFunc[T], sql string, args ...any) (T, error) {
+	rows, _ := d.q.Query(ctx, sql, args...) // its error is in rows too
+	return pgx.CollectExactlyOneRow(rows, scan)
+}
+
+func manyBy[T any](ctx context.Context, d db, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
+	rows, _ := d.q.Query(ctx, sql, args...)
+	return pgx.CollectRows(rows, scan)
+}
+
+// nonEmpty is NULL for an id that is not known.
+func nonEmpty(id string) *string {
+	if id == "" {
+		return nil
+	}
+	return &id
 }
 
 // orElse replaces pgx.ErrNoRows by what it means here.

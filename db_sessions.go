@@ -9,6 +9,7 @@ import (
 // signedInUser is the row behind an access token.
 type signedInUser struct {
 	user    user
+	role    string // in the organization of the path; empty for outsiders
 	session struct {
 		Generation int32
 		Confirmed  bool
@@ -16,18 +17,19 @@ type signedInUser struct {
 	}
 }
 
-// callerBySession loads user and session in one query; errInvalidToken when either has ended. It runs on every
-// request, so it scans by position.
-func (d db) callerBySession(ctx context.Context, sessionID, userID string) (signedInUser, error) {
+// callerBySession loads user, session and, when the path names an organization, the role in it, in one query;
+// errInvalidToken when user or session has ended. It runs on every request, so it scans by position.
+func (d db) callerBySession(ctx context.Context, sessionID, userID string, organizationID *string) (signedInUser, error) {
 	var r signedInUser
 	u := &r.user
 	err := d.q.QueryRow(ctx, `
 		select u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at,
-			s.generation, s.confirmed, s.created_at
+			s.generation, s.confirmed, s.created_at, coalesce(m.role, '')
 		from sessions s join users u on u.id = s.user_id
-		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID).
+			left join memberships m on m.organization_id = $3 and m.user_id = u.id
+		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID, organizationID).
 		Scan(&u.ID, &u.Email, &u.Name, &u.Role, &u.EmailVerified, &u.Disabled, &u.CreatedAt, &u.UpdatedAt,
-			&r.session.Generation, &r.session.Confirmed, &r.session.CreatedAt)
+			&r.session.Generation, &r.session.Confirmed, &r.session.CreatedAt, &r.role)
 	return r, orElse(err, errInvalidToken)
 }
 
@@ -85,18 +87,20 @@ func (d db) sessionForReplay(ctx context.Context, id string, generation int32, g
 }
 
 // deleteReusedSession ends a session that is past the generation of a token shown for it.
-func (d db) deleteReusedSession(ctx context.Context, id string, generation int32) (bool, error) {
-	return affected(ctx, d, `delete from sessions where id = $1 and generation > $2`, id, generation)
-}
-
-func (d db) deleteSessionByID(ctx context.Context, id string) error {
-	_, err := d.q.Exec(ctx, `delete from sessions where id = $1`, id)
+func (d db) deleteReusedSession(ctx context.Context, id string, generation int32) error {
+	_, err := d.q.Exec(ctx, `delete from sessions where id = $1 and generation > $2`, id, generation)
 	return err
 }
 
-// deleteSession ends one session of a user.
-func (d db) deleteSession(ctx context.Context, userID, id string) (bool, error) {
-	return affected(ctx, d, `delete from sessions where user_id = $1 and id = $2`, userID, id)
+// deleteSessionByID returns whose session it was.
+func (d db) deleteSessionByID(ctx context.Context, id string) (userID string, err error) {
+	err = d.q.QueryRow(ctx, `delete from sessions where id = $1 returning user_id`, id).Scan(&userID)
+	return userID, err
+}
+
+// deleteSession ends one session of a user; pgx.ErrNoRows when it is not theirs.
+func (d db) deleteSession(ctx context.Context, userID, id string) error {
+	return d.q.QueryRow(ctx, `delete from sessions where user_id = $1 and id = $2 returning id`, userID, id).Scan(nil)
 }
 
 // deleteSessions ends every session of a user, except one when it is given.
@@ -110,8 +114,8 @@ func (d db) sessionsByUser(ctx context.Context, userID, current string, p pageIn
 	return many[session](ctx, d, `
 		select id, id = $2 as current, host(ip) as ip, user_agent, created_at, last_seen_at
 		from sessions
-		where user_id = $1 and expires_at > now() and ($3 = '' or id < nullif($3, '')::uuid)
-		order by id desc limit $4`, userID, current, p.After, p.Limit+1)
+		where user_id = $1 and expires_at > now() and id < $3 order by id desc limit $4`,
+		userID, current, p.before(), p.Limit+1)
 }
 
 // nullableIP is nil for an address that could not be read.

@@ -79,16 +79,20 @@ func (d db) updatePasswordHash(ctx context.Context, id, old, new string) error {
 		where id = $1 and password_hash = $2 returning id`, id, old, new).Scan(nil)
 }
 
-// lockActiveUser locks the row until the transaction ends; pgx.ErrNoRows when the user was disabled or the password
-// changed since it was verified.
-func (d db) lockActiveUser(ctx context.Context, id, passwordHash string) (user, error) {
+// lockUserWithPassword locks the row until the transaction ends; pgx.ErrNoRows when the user was disabled or the
+// password changed since it was verified.
+func (d db) lockUserWithPassword(ctx context.Context, id, passwordHash string) (user, error) {
 	return one[user](ctx, d, `
 		select id, email, name, role, email_verified, disabled, created_at, updated_at
 		from users where id = $1 and password_hash = $2 and not disabled
 		for no key update`, id, passwordHash)
 }
 
-// lockActiveUserByEmail is lockActiveUser for flows that prove the mailbox instead of the password.
+// lockActiveUser and lockActiveUserByEmail lock the row of a user who is not disabled; pgx.ErrNoRows otherwise.
+func (d db) lockActiveUser(ctx context.Context, id string) error {
+	return d.q.QueryRow(ctx, `select id from users where id = $1 and not disabled for no key update`, id).Scan(nil)
+}
+
 func (d db) lockActiveUserByEmail(ctx context.Context, email string) error {
 	return d.q.QueryRow(ctx, `select id from users where email = $1 and not disabled for no key update`, email).Scan(nil)
 }
@@ -103,6 +107,41 @@ func (d db) updatePasswordByMail(ctx context.Context, id, hash string) error {
 func (d db) updateEmail(ctx context.Context, id, email string) error {
 	_, err := d.q.Exec(ctx, `update users set email = $2, email_verified = true where id = $1`, id, email)
 	return err
+}
+
+// updateVerified confirms the address of a user whose mailbox was proved.
+func (d db) updateVerified(ctx context.Context, id string) error {
+	_, err := d.q.Exec(ctx, `update users set email_verified = true where id = $1 and not email_verified`, id)
+	return err
+}
+
+// lockAdmins locks the active platform admins, in the order of their ids.
+func (d db) lockAdmins(ctx context.Context) error {
+	_, err := d.q.Exec(ctx, `
+		select id from users where role = 'admin' and not disabled order by id for no key update`)
+	return err
+}
+
+// anyAdmin is pgx.ErrNoRows when there is no active platform admin.
+func (d db) anyAdmin(ctx context.Context) error {
+	return d.q.QueryRow(ctx, `select id from users where role = 'admin' and not disabled limit 1`).Scan(nil)
+}
+
+// lockUser locks and returns a user, disabled or not; pgx.ErrNoRows when there is none.
+func (d db) lockUser(ctx context.Context, id string) (user, error) {
+	return one[user](ctx, d, `
+		select id, email, name, role, email_verified, disabled, created_at, updated_at
+		from users where id = $1 for no key update`, id)
+}
+
+// deleteUser takes sessions, tokens, mails, memberships and invitations along, and the addresses from the audit trail.
+func (d db) deleteUser(ctx context.Context, id string) (user, error) {
+	if _, err := d.q.Exec(ctx, `update audit_events set ip = null where actor_id = $1`, id); err != nil {
+		return user{}, err
+	}
+	return one[user](ctx, d, `
+		delete from users where id = $1
+		returning id, email, name, role, email_verified, disabled, created_at, updated_at`, id)
 }
 
 func (d db) emailTaken(ctx context.Context, email string) (taken bool, err error) {

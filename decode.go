@@ -172,6 +172,22 @@ func (s *server) setParameter(r *http.Request, c caller, f inputField, target re
 			return errBadCursor
 		}
 		target.SetString(id)
+	default:
+		if !present {
+			return nil
+		}
+		if target = allocate(target); target.Kind() == reflect.Bool {
+			if text != "true" && text != "false" {
+				return bad("must be true or false")
+			}
+			target.SetBool(text == "true")
+			return nil
+		}
+		value, code, detail := s.rules[f.rule].check(text)
+		if code != "" {
+			return bad(detail)
+		}
+		target.SetString(value)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -16,7 +17,7 @@ type registerInput struct {
 
 // register starts an account, or starts it again while its address is unconfirmed: the latest registration wins. The
 // answer and the work are the same for an address that has an account; its owner gets a mail instead (R37).
-func (s *server) register(ctx context.Context, _ caller, in registerInput) (accepted, error) {
+func (s *server) register(ctx context.Context, c caller, in registerInput) (accepted, error) {
 	hash, err := s.hashForRegistration(ctx, in)
 	if err != nil {
 		return accepted{}, err
@@ -26,9 +27,12 @@ func (s *server) register(ctx context.Context, _ caller, in registerInput) (acce
 		if err != nil {
 			return err
 		}
-		kind := mailVerifyEmail
+		kind, action := mailVerifyEmail, "user.registered"
 		if id == "" {
-			kind = mailAccountExists
+			kind, action = mailAccountExists, "user.registered_again"
+		}
+		if err := tx.audit(ctx, c, action, nil, nonEmpty(id), nil); err != nil {
+			return err
 		}
 		return tx.insertMail(ctx, in.Email, kind)
 	})
@@ -37,12 +41,18 @@ func (s *server) register(ctx context.Context, _ caller, in registerInput) (acce
 }
 
 // registerUnverified is register without EMAIL_VERIFICATION: the account is usable at once.
-func (s *server) registerUnverified(ctx context.Context, _ caller, in registerInput) (user, error) {
+func (s *server) registerUnverified(ctx context.Context, c caller, in registerInput) (u user, err error) {
 	hash, err := s.hashForRegistration(ctx, in)
 	if err != nil {
-		return user{}, err
+		return u, err
 	}
-	return s.db.insertUser(ctx, newID(), in.Email, in.Name, "user", hash)
+	err = s.db.inTx(ctx, func(tx db) error {
+		if u, err = tx.insertUser(ctx, newID(), in.Email, in.Name, "user", hash); err != nil {
+			return err
+		}
+		return tx.audit(ctx, c, "user.registered", nil, &u.ID, nil)
+	})
+	return u, err
 }
 
 func (s *server) hashForRegistration(ctx context.Context, in registerInput) (string, error) {
@@ -97,15 +107,22 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 		}
 	}
 	ok, weak, err := s.passwords.verify(ctx, account.PasswordHash, password)
-	switch {
-	case err != nil:
+	if err != nil {
 		return tokens{}, err
+	}
+	var refusal *apiError
+	switch {
 	case !ok:
-		return tokens{}, errInvalidGrant
+		refusal = errInvalidGrant
 	case account.Disabled:
-		return tokens{}, errAccountDisabled
+		refusal = errAccountDisabled
 	case !account.EmailVerified && s.cfg.EmailVerification:
-		return tokens{}, errEmailNotVerified
+		refusal = errEmailNotVerified
+	}
+	if refusal != nil {
+		// Written for unknown addresses too: the same work, and a trail of whoever tries them all.
+		err := s.db.audit(ctx, c, "sign_in.refused", nil, nonEmpty(account.ID), map[string]any{"code": refusal.Code})
+		return tokens{}, cmp.Or(err, error(refusal))
 	}
 	if weak {
 		if account.PasswordHash, err = s.rehash(ctx, account, password); err != nil {
@@ -141,7 +158,7 @@ const maxSessions = 50
 // startSession signs a user in, if the password hash that was verified is still theirs. It locks the user's row first,
 // so that a change of password or a second sign-in waits: no session survives the one, none is too many for the other.
 func (s *server) startSession(ctx context.Context, tx db, c caller, userID, passwordHash string) (newSession, error) {
-	u, err := tx.lockActiveUser(ctx, userID, passwordHash)
+	u, err := tx.lockUserWithPassword(ctx, userID, passwordHash)
 	if err != nil {
 		return newSession{}, orElse(err, errInvalidGrant)
 	}
@@ -149,7 +166,11 @@ func (s *server) startSession(ctx context.Context, tx db, c caller, userID, pass
 		return newSession{}, err
 	}
 	n := newSession{user: u, id: newID(), generation: 1}
-	return n, tx.insertSession(ctx, n.id, userID, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL))
+	if err := tx.insertSession(ctx, n.id, userID, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL)); err != nil {
+		return n, err
+	}
+	c.user = u
+	return n, tx.audit(ctx, c, "session.started", nil, &n.id, nil)
 }
 
 // newSession is what tokens are made from.
@@ -189,14 +210,14 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 	if found.Replayable {
 		return s.issue(newSession{found.user, sessionID, generation + 1})
 	}
-	ended, err := s.db.deleteReusedSession(ctx, sessionID, generation)
-	if err != nil {
-		return tokens{}, err
-	}
-	if ended {
-		s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.user.ID)
-	}
-	return tokens{}, errInvalidGrant
+	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.user.ID)
+	err = s.db.inTx(ctx, func(tx db) error { // committed before the refusal
+		if err := tx.deleteReusedSession(ctx, sessionID, generation); err != nil {
+			return err
+		}
+		return tx.audit(ctx, c, "session.reuse_detected", nil, &sessionID, map[string]any{"user_id": found.user.ID})
+	})
+	return tokens{}, cmp.Or(err, error(errInvalidGrant))
 }
 
 type revokeTokenInput struct {
@@ -210,7 +231,7 @@ type revokeTokenInput struct {
 type revoked struct{}
 
 // revokeToken ends the session of a genuine token, of either kind, expired or not; anything else is over already.
-func (s *server) revokeToken(ctx context.Context, _ caller, in revokeTokenInput) (revoked, error) {
+func (s *server) revokeToken(ctx context.Context, c caller, in revokeTokenInput) (revoked, error) {
 	sessionID, _, err := s.keys.parseRefresh(in.Token)
 	if err != nil {
 		claims, err := s.keys.parseAccess(s.keys.expired, in.Token)
@@ -219,7 +240,14 @@ func (s *server) revokeToken(ctx context.Context, _ caller, in revokeTokenInput)
 		}
 		sessionID = claims.SessionID
 	}
-	return revoked{}, s.db.deleteSessionByID(ctx, sessionID)
+	return revoked{}, s.db.inTx(ctx, func(tx db) error {
+		userID, err := tx.deleteSessionByID(ctx, sessionID)
+		if err != nil {
+			return orElse(err, nil) // it has ended already
+		}
+		c.user.ID = userID
+		return tx.audit(ctx, c, "session.ended", nil, &sessionID, nil)
+	})
 }
 
 // invalidRequest is RFC 6749's answer to a form that misses something.

@@ -50,8 +50,10 @@ func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput)
 		if err := tx.updateEmailVerified(ctx, account.ID, account.PasswordHash); err != nil {
 			return orElse(err, errBadMailToken)
 		}
-		session, err = s.startSession(ctx, tx, c, account.ID, account.PasswordHash)
-		return err
+		if session, err = s.startSession(ctx, tx, c, account.ID, account.PasswordHash); err != nil {
+			return err
+		}
+		return tx.audit(ctx, c, "email.verified", nil, &account.ID, nil)
 	})
 	if err != nil {
 		return tokens{}, err
@@ -86,7 +88,7 @@ type resetPasswordInput struct {
 
 // resetPassword sets a password for whoever holds the mailbox: it ends every session, voids every other token, and
 // confirms the address, because the token proves it. It does not sign in (R67).
-func (s *server) resetPassword(ctx context.Context, _ caller, in resetPasswordInput) (none, error) {
+func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordInput) (none, error) {
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeResetPassword)
 	if err != nil {
 		return none{}, orElse(err, errBadMailToken)
@@ -100,6 +102,9 @@ func (s *server) resetPassword(ctx context.Context, _ caller, in resetPasswordIn
 	}
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
 		if err := tx.updatePasswordByMail(ctx, account.ID, hash); err != nil {
+			return err
+		}
+		if err := tx.audit(ctx, c, "password.reset", nil, &account.ID, nil); err != nil {
 			return err
 		}
 		return tx.endAccess(ctx, account.Email, account.ID, nil)
@@ -128,7 +133,7 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		return accepted{}, wrongPassword("/password")
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
-		if _, err := tx.lockActiveUser(ctx, c.user.ID, account.PasswordHash); err != nil {
+		if _, err := tx.lockUserWithPassword(ctx, c.user.ID, account.PasswordHash); err != nil {
 			return orElse(err, wrongPassword("/password"))
 		}
 		taken, err := tx.emailTaken(ctx, in.Email)
@@ -143,6 +148,9 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		if err != nil {
 			return err
 		}
+		if err := tx.audit(ctx, c, "email.change_requested", nil, &account.ID, nil); err != nil {
+			return err
+		}
 		return tx.insertMail(ctx, account.Email, mailChangeEmailNotice)
 	})
 	s.wakeSender()
@@ -155,7 +163,7 @@ type confirmEmailInput struct {
 
 // confirmEmail makes the address that the token was mailed to the user's, ends the sessions other than the one that
 // asked, and voids every other token. Whoever loses a race for an address gets what any dead link gets (R66).
-func (s *server) confirmEmail(ctx context.Context, _ caller, in confirmEmailInput) (none, error) {
+func (s *server) confirmEmail(ctx context.Context, c caller, in confirmEmailInput) (none, error) {
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeConfirmEmail)
 	if err != nil {
 		return none{}, orElse(err, errBadMailToken)
@@ -165,6 +173,9 @@ func (s *server) confirmEmail(ctx context.Context, _ caller, in confirmEmailInpu
 			return err
 		}
 		if err := tx.deleteSessions(ctx, t.UserID, t.SessionID); err != nil {
+			return err
+		}
+		if err := tx.audit(ctx, c, "email.changed", nil, &account.ID, nil); err != nil {
 			return err
 		}
 		return tx.voidMailTokens(ctx, t.UserID)

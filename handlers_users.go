@@ -1,6 +1,10 @@
 package main
 
-import "context"
+import (
+	"context"
+	"slices"
+	"time"
+)
 
 func (s *server) readMe(_ context.Context, c caller, _ readMeInput) (user, error) { return c.user, nil }
 
@@ -47,10 +51,70 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 		if err := tx.updatePasswordHash(ctx, c.user.ID, account.PasswordHash, hash); err != nil {
 			return orElse(err, wrongPassword("/current_password"))
 		}
+		if err := tx.audit(ctx, c, "password.changed", nil, &c.user.ID, nil); err != nil {
+			return err
+		}
 		return tx.endAccess(ctx, c.user.Email, c.user.ID, &c.session)
 	})
 	s.wakeSender()
 	return none{}, err
+}
+
+// recentSignIn is how young a session must be for what cannot be undone.
+const recentSignIn = 15 * time.Minute
+
+// deleteMe deletes the account and everything personal; 409 while the caller is the last active owner of something.
+func (s *server) deleteMe(ctx context.Context, c caller, _ none) (none, error) {
+	if time.Since(c.signedIn) > recentSignIn {
+		return none{}, errRecentSignIn
+	}
+	return none{}, s.changeAccess(ctx, c.user.ID, func(tx db) error {
+		u, err := tx.deleteUser(ctx, c.user.ID)
+		if err != nil {
+			return orElse(err, errInvalidToken)
+		}
+		return tx.audit(ctx, caller{user: u}, "user.deleted", nil, &u.ID, nil)
+	})
+}
+
+// changeAccess runs fn, which takes a user's rights away, and refuses when an organization is then without an active
+// owner or the platform without an active admin. It locks in the one order that everybody keeps, organizations before
+// users, and begins again when the user became an owner somewhere else in between (R74, R82).
+func (s *server) changeAccess(ctx context.Context, userID string, fn func(tx db) error) error {
+	return s.db.inTx(ctx, func(tx db) error {
+		locked, err := tx.lockOwnedOrganizations(ctx, userID)
+		if err != nil {
+			return err
+		}
+		if err := tx.lockAdmins(ctx); err != nil {
+			return err
+		}
+		before, err := tx.lockUser(ctx, userID)
+		if err != nil {
+			return orElse(err, errNotFound)
+		}
+		owned, err := tx.ownedOrganizations(ctx, userID)
+		if err != nil {
+			return err
+		}
+		if !slices.Equal(locked, owned) {
+			return errMoved
+		}
+		if err := fn(tx); err != nil {
+			return err
+		}
+		ownerless, err := tx.ownerlessOrganizations(ctx, owned)
+		if err != nil {
+			return err
+		}
+		if len(ownerless) > 0 {
+			return lastOwner(ownerless)
+		}
+		if before.Role != "admin" || before.Disabled {
+			return nil
+		}
+		return orElse(tx.anyAdmin(ctx), errLastAdmin)
+	})
 }
 
 type listSessionsInput struct{ pageInput }
@@ -62,7 +126,12 @@ func (s *server) listSessions(ctx context.Context, c caller, in listSessionsInpu
 
 // deleteOtherSessions keeps the session that asks.
 func (s *server) deleteOtherSessions(ctx context.Context, c caller, _ none) (none, error) {
-	return none{}, s.db.deleteSessions(ctx, c.user.ID, &c.session)
+	return none{}, s.db.inTx(ctx, func(tx db) error {
+		if err := tx.deleteSessions(ctx, c.user.ID, &c.session); err != nil {
+			return err
+		}
+		return tx.audit(ctx, c, "session.others_ended", nil, &c.user.ID, nil)
+	})
 }
 
 type deleteSessionInput struct {
@@ -70,9 +139,10 @@ type deleteSessionInput struct {
 }
 
 func (s *server) deleteSession(ctx context.Context, c caller, in deleteSessionInput) (none, error) {
-	found, err := s.db.deleteSession(ctx, c.user.ID, in.SessionID)
-	if err == nil && !found {
-		err = errNotFound
-	}
-	return none{}, err
+	return none{}, s.db.inTx(ctx, func(tx db) error {
+		if err := tx.deleteSession(ctx, c.user.ID, in.SessionID); err != nil {
+			return orElse(err, errNotFound)
+		}
+		return tx.audit(ctx, c, "session.ended", nil, &in.SessionID, nil)
+	})
 }

@@ -27,6 +27,7 @@ const (
 	mailChangeEmail       = "change_email"
 	mailChangeEmailNotice = "change_email_notice"
 	mailPasswordChanged   = "password_changed"
+	mailInvitation        = "invitation"
 )
 
 // The purposes of mail tokens: what a token of one purpose does, one of another cannot (R60).
@@ -35,6 +36,7 @@ const (
 	purposeVerifyEmail   = "verify-email"
 	purposeResetPassword = "reset-password"
 	purposeConfirmEmail  = "confirm-email"
+	purposeInvitation    = "accept-invitation"
 )
 
 // tokenKinds are the mails that carry a token of their owner.
@@ -56,6 +58,7 @@ func (s *server) mailKinds() map[string]mailKind {
 		mailChangeEmail:       {purposeConfirmEmail, changeEmailTTL},
 		mailChangeEmailNotice: {},
 		mailPasswordChanged:   {},
+		mailInvitation:        {purposeInvitation, s.cfg.InvitationTTL},
 	}
 }
 
@@ -78,10 +81,11 @@ var (
 )
 
 // render makes the text and the HTML of a mail from its one file: two header lines, then paragraphs, of which the
-// link becomes a button. Texts hold no word that a stranger chose.
-func (s *server) render(m mailRow, token string) (message, error) {
+// link becomes a button. Only invitations hold words that somebody chose: names, which no mail program makes links of.
+func (s *server) render(m mailRow, token string, invited invitationMail) (message, error) {
 	kind := s.mailKinds()[m.Kind]
-	data := map[string]any{"Product": productName, "Link": s.cfg.AppURL + "/", "TTL": humanDuration(kind.ttl)}
+	data := map[string]any{"Product": productName, "Link": s.cfg.AppURL + "/", "TTL": humanDuration(kind.ttl),
+		"Organization": unlinked.Replace(invited.Organization), "Inviter": unlinked.Replace(invited.Inviter)}
 	if token != "" {
 		// In the fragment the token reaches no server log, no Referer and no scanner that follows links (R63).
 		data["Link"] = s.cfg.AppURL + "/#/" + kind.purpose + "?token=" + url.QueryEscape(token)
@@ -101,6 +105,9 @@ func (s *server) render(m mailRow, token string) (message, error) {
 	}
 	return message{ID: m.ID, To: m.Recipient, Subject: data["Subject"].(string), Text: body, HTML: html.String(), Token: token}, nil
 }
+
+// unlinked puts a zero-width space where an address would need none, so that a name cannot pass for a link (R26).
+var unlinked = strings.NewReplacer(".", ".\u200b", ":", ":\u200b", "/", "/\u200b", "@", "@\u200b")
 
 const productName = "roster"
 
@@ -184,14 +191,20 @@ func (s *server) sendNextMail(stopping context.Context) error {
 		return fmt.Errorf("mail %s is of the unknown kind %q", m.ID, m.Kind)
 	}
 	var token string
+	var invited invitationMail
 	if kind.purpose != "" {
 		var hash []byte
 		token, hash = newMailToken()
-		if err := s.db.upsertMailToken(ctx, hash, m, kind.purpose, kind.ttl); err != nil {
+		if kind.purpose == purposeInvitation {
+			invited, err = s.db.updateInvitationToken(ctx, hash, m.ID)
+		} else {
+			err = s.db.upsertMailToken(ctx, hash, m, kind.purpose, kind.ttl)
+		}
+		if err != nil {
 			return orElse(err, nil) // the mail was voided meanwhile
 		}
 	}
-	msg, err := s.render(m, token)
+	msg, err := s.render(m, token, invited)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ func (s *server) routes() []route {
 		{"POST /v1/auth/forgot-password", public, 202, handle(s.forgotPassword), "Ask for a link to choose a new password"},
 		{"POST /v1/auth/reset-password", public, 204, handle(s.resetPassword), "Choose a new password by link"},
 		{"POST /v1/auth/confirm-email", public, 204, handle(s.confirmEmail), "Confirm a new address"},
+		{"POST /v1/auth/accept-invitation", public, 201, handle(s.acceptInvitationAsNewUser), "Accept an invitation with a new account"},
 
 		// The caller
 		{"GET /v1/users/me", signedIn, 200, handle(s.readMe), "Read yourself"},
@@ -34,6 +35,24 @@ func (s *server) routes() []route {
 		{"GET /v1/users/me/sessions", signedIn, 200, handle(s.listSessions), "List where you are signed in"},
 		{"DELETE /v1/users/me/sessions", signedIn, 204, handle(s.deleteOtherSessions), "Sign out everywhere else"},
 		{"DELETE /v1/users/me/sessions/{session_id}", signedIn, 204, handle(s.deleteSession), "Sign out one session"},
+		{"DELETE /v1/users/me", signedIn, 204, handle(s.deleteMe), "Delete your account"},
+		{"GET /v1/users/me/memberships", signedIn, 200, handle(s.listMyMemberships), "List where you are a member"},
+		{"POST /v1/invitations/accept", signedIn, 200, handle(s.acceptInvitation), "Accept an invitation"},
+
+		// Organizations
+		{"POST /v1/organizations", signedIn, 201, handle(s.createOrganization), "Found an organization, as its owner"},
+		{"GET /v1/organizations", signedIn, 200, handle(s.listOrganizations), "List your organizations; all=true: all, for platform admins"},
+		{"GET /v1/organizations/{organization_id}", orgRead, 200, handle(s.readOrganization), "Read an organization"},
+		{"PATCH /v1/organizations/{organization_id}", orgUpdate, 200, handle(s.updateOrganization), "Change name or slug"},
+		{"DELETE /v1/organizations/{organization_id}", orgDelete, 204, handle(s.deleteOrganization), "Delete an organization and everything in it"},
+		{"GET /v1/organizations/{organization_id}/memberships", membershipsRead, 200, handle(s.listMemberships), "List the members"},
+		{"POST /v1/organizations/{organization_id}/memberships", platformAdmin, 201, handle(s.createMembership), "Make a user a member"},
+		{"PATCH /v1/organizations/{organization_id}/memberships/{user_id}", membershipsWrite, 200, handle(s.updateMembership), "Change a role below your own"},
+		// Leaving needs no more than being a member; to remove somebody else, memberships:write is checked by the handler.
+		{"DELETE /v1/organizations/{organization_id}/memberships/{user_id}", membershipsRead, 204, handle(s.deleteMembership), "Remove a member below you, or leave"},
+		{"GET /v1/organizations/{organization_id}/invitations", invitationsWrite, 200, handle(s.listInvitations), "List the pending invitations"},
+		{"POST /v1/organizations/{organization_id}/invitations", invitationsWrite, 201, handle(s.createInvitation), "Invite an address, or renew its invitation"},
+		{"DELETE /v1/organizations/{organization_id}/invitations/{invitation_id}", invitationsWrite, 204, handle(s.deleteInvitation), "Withdraw an invitation"},
 
 		// Around the API
 		{"GET /.well-known/jwks.json", public, 200, handle(s.readJWKS), "The public keys of access tokens (RFC 7517)"},

@@ -34,6 +34,9 @@ func newRules(p *passwords) map[string]rule {
 		"text":     {map[string]any{"maxLength": maxAccessBytes}, atMost(maxAccessBytes)},
 		"uuid":     {map[string]any{"format": "uuid"}, checkUUID},
 		"role":     enum("user", "admin"),
+		"slug":     {map[string]any{"minLength": 2, "maxLength": 40, "pattern": slugPattern.String()}, checkSlug},
+
+		"organization_role": enum("member", "admin", "owner"),
 	}
 	return rules
 }
@@ -77,6 +80,15 @@ func forbidden(c rune) bool {
 		c >= '\u202A' && c <= '\u202E' || c >= '\u2066' && c <= '\u2069'
 }
 
+var slugPattern = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+
+func checkSlug(s string) (value, code, detail string) {
+	if len(s) < 2 || len(s) > 40 || !slugPattern.MatchString(s) {
+		return "", "invalid_slug", "must be 2 to 40 lower-case letters and digits, with single dashes between"
+	}
+	return s, "", ""
+}
+
 func checkUUID(s string) (value, code, detail string) {
 	if !isUUID(s) {
 		return "", "invalid_id", "must be a UUID in lower case"
@@ -106,6 +118,14 @@ func enum(values ...string) rule {
 type pageInput struct {
 	Limit int    `query:"limit"`
 	After string `query:"after"`
+}
+
+// before is the id that the rows of the page sort before.
+func (p pageInput) before() string {
+	if p.After == "" {
+		return "ffffffff-ffff-ffff-ffff-ffffffffffff"
+	}
+	return p.After
 }
 
 const (

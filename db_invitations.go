@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"time"
+)
+
+// invitationFacts says whether an address belongs to a member, and how many other addresses are invited.
+func (d db) invitationFacts(ctx context.Context, organizationID, email string) (member bool, pending int, err error) {
+	err = d.q.QueryRow(ctx, `
+		select exists (select from memberships m join users u on u.id = m.user_id
+				where m.organization_id = $1 and u.email = $2),
+			(select count(*) from invitations where organization_id = $1 and email <> $2 and expires_at > now())`,
+		organizationID, email).Scan(&member, &pending)
+	return member, pending, err
+}
+
+// upsertInvitation renews an invitation of the same address. A token that was mailed before stays good until the next
+// mail replaces it.
+func (d db) upsertInvitation(ctx context.Context, id, organizationID, email, role, invitedBy string, ttl time.Duration) (invitation, error) {
+	return one[invitation](ctx, d, `
+		insert into invitations as i (id, organization_id, email, role, invited_by, expires_at)
+		values ($1, $2, $3, $4, $5, now() + $6::interval)
+		on conflict (organization_id, email) do update
+			set role = excluded.role, invited_by = excluded.invited_by, expires_at = excluded.expires_at
+		returning id, email, role, invited_by, created_at, expires_at`, id, organizationID, email, role, invitedBy, ttl)
+}
+
+func (d db) invitationsByOrganization(ctx context.Context, organizationID string, p pageInput) ([]invitation, error) {
+	return many[invitation](ctx, d, `
+		select id, email, role, invited_by, created_at, expires_at from invitations
+		where organization_id = $1 and expires_at > now() and id < $2 order by id desc limit $3`,
+		organizationID, p.before(), p.Limit+1)
+}
+
+func (d db) deleteInvitation(ctx context.Context, organizationID, id string) error {
+	return d.q.QueryRow(ctx, `
+		delete from invitations where organization_id = $1 and id = $2 returning id`, organizationID, id).Scan(nil)
+}
+
+// deleteInvitationsBy voids what a member invited to and could not invite to any more; allowed are the roles they
+// still may give.
+func (d db) deleteInvitationsBy(ctx context.Context, organizationID, userID string, allowed []string) error {
+	_, err := d.q.Exec(ctx, `
+		delete from invitations where organization_id = $1 and invited_by = $2 and role <> all($3)`,
+		organizationID, userID, allowed)
+	return err
+}
+
+// takenInvitation is what a token stands for.
+type takenInvitation struct {
+	OrganizationID string
+	Email          string
+	Role           string
+}
+
+// invitationByToken looks without consuming; pgx.ErrNoRows when the token is void.
+func (d db) invitationByToken(ctx context.Context, hash []byte) (takenInvitation, error) {
+	return one[takenInvitation](ctx, d, `
+		select organization_id, email, role from invitations where token_hash = $1 and expires_at > now()`, hash)
+}
+
+func (d db) deleteInvitationByToken(ctx context.Context, hash []byte) (takenInvitation, error) {
+	return one[takenInvitation](ctx, d, `
+		delete from invitations where token_hash = $1 and expires_at > now()
+		returning organization_id, email, role`, hash)
+}
+
+// insertInvitationMail is insertMail to an address that need not have an account.
+func (d db) insertInvitationMail(ctx context.Context, invitationID, email string) error {
+	_, err := d.q.Exec(ctx, `
+		insert into mails (id, kind, recipient, invitation_id)
+		select $1, $2, $3, $4
+		where not exists (select 1 from mails m where m.invitation_id = $4 and m.created_at > now() - interval '1 minute')
+			and (select count(*) from mails m where m.recipient = $3 and m.kind = $2
+				and m.created_at > now() - interval '1 hour') < 5`, newID(), mailInvitation, email, invitationID)
+	return err
+}
+
+// invitationMail is what the text of an invitation says.
+type invitationMail struct {
+	Organization string
+	Inviter      string
+}
+
+// updateInvitationToken makes hash the one live token of the invitation that a mail is for; pgx.ErrNoRows when it was
+// withdrawn or accepted meanwhile.
+func (d db) updateInvitationToken(ctx context.Context, hash []byte, mailID string) (invitationMail, error) {
+	return one[invitationMail](ctx, d, `
+		update invitations i set token_hash = $1
+		from mails m, organizations o, users u
+		where m.id = $2 and i.id = m.invitation_id and o.id = i.organization_id and u.id = i.invited_by
+		returning o.name as organization, u.name as inviter`, hash, mailID)
+}

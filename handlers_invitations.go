@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+)
+
+type createInvitationInput struct {
+	organizationInput
+	Email string `json:"email" is:"email"`
+	Role  string `json:"role" is:"organization_role"`
+}
+
+// maxPendingInvitations is for each organization (R42).
+const maxPendingInvitations = 100
+
+// createInvitation invites an address, or renews its invitation: one is pending per organization and address (R77).
+// The token is made when the mail is sent and is nowhere else (R76).
+func (s *server) createInvitation(ctx context.Context, c caller, in createInvitationInput) (i invitation, err error) {
+	err = s.inOrganization(ctx, c, in.OrganizationID, invitationsWrite, func(tx db, role string) error {
+		if !manages(role, in.Role) {
+			return errForbidden
+		}
+		member, pending, err := tx.invitationFacts(ctx, in.OrganizationID, in.Email)
+		switch {
+		case err != nil:
+			return err
+		case member:
+			return errAlreadyMember
+		case pending >= maxPendingInvitations:
+			return errTooManyInvitations
+		}
+		if i, err = tx.upsertInvitation(ctx, newID(), in.OrganizationID, in.Email, in.Role, c.user.ID, s.cfg.InvitationTTL); err != nil {
+			return err
+		}
+		if err := tx.insertInvitationMail(ctx, i.ID, in.Email); err != nil {
+			return err
+		}
+		return tx.audit(ctx, c, "invitation.created", &in.OrganizationID, &i.ID, map[string]any{"role": in.Role})
+	})
+	s.wakeSender()
+	return i, err
+}
+
+type listInvitationsInput struct {
+	organizationInput
+	pageInput
+}
+
+func (s *server) listInvitations(ctx context.Context, _ caller, in listInvitationsInput) (page[invitation], error) {
+	rows, err := s.db.invitationsByOrganization(ctx, in.OrganizationID, in.pageInput)
+	return newPage(rows, in.Limit, func(i invitation) string { return i.ID }), err
+}
+
+type deleteInvitationInput struct {
+	organizationInput
+	InvitationID string `path:"invitation_id"`
+}
+
+func (s *server) deleteInvitation(ctx context.Context, c caller, in deleteInvitationInput) (none, error) {
+	return none{}, s.inOrganization(ctx, c, in.OrganizationID, invitationsWrite, func(tx db, _ string) error {
+		if err := tx.deleteInvitation(ctx, in.OrganizationID, in.InvitationID); err != nil {
+			return orElse(err, errNotFound)
+		}
+		return tx.audit(ctx, c, "invitation.deleted", &in.OrganizationID, &in.InvitationID, nil)
+	})
+}
+
+type acceptInvitationInput struct {
+	Token string `json:"token" is:"token"`
+}
+
+// acceptInvitation makes the caller a member. The invitation is for an address, not for whoever has the link (R75); as
+// the token came to that mailbox it confirms the address too. Somebody who is a member keeps their role (R77).
+func (s *server) acceptInvitation(ctx context.Context, c caller, in acceptInvitationInput) (m userMembership, err error) {
+	err = s.takeInvitation(ctx, in.Token, func(tx db, i takenInvitation) error {
+		if i.Email != c.user.Email {
+			return errOtherAddress
+		}
+		if err := tx.lockActiveUserByEmail(ctx, c.user.Email); err != nil {
+			return orElse(err, errInvalidToken)
+		}
+		if err := tx.updateVerified(ctx, c.user.ID); err != nil {
+			return err
+		}
+		if m, err = tx.insertMembershipIfNone(ctx, i.OrganizationID, c.user.ID, i.Role); err != nil {
+			return err
+		}
+		return tx.audit(ctx, c, "invitation.accepted", &i.OrganizationID, &c.user.ID, map[string]any{"role": m.Role})
+	})
+	return m, err
+}
+
+// takeInvitation runs fn in the transaction that consumes an invitation, with its organization locked: of any number
+// of uses at once, one wins.
+func (s *server) takeInvitation(ctx context.Context, token string, fn func(tx db, i takenInvitation) error) error {
+	i, err := s.db.invitationByToken(ctx, hashMailToken(token))
+	if err != nil {
+		return orElse(err, errBadMailToken)
+	}
+	return s.db.inTx(ctx, func(tx db) error {
+		if err := tx.lockOrganization(ctx, i.OrganizationID); err != nil {
+			return orElse(err, errBadMailToken)
+		}
+		// Again, now that nobody can renew it: the role is the one of the row (R75).
+		if i, err = tx.deleteInvitationByToken(ctx, hashMailToken(token)); err != nil {
+			return orElse(err, errBadMailToken)
+		}
+		return fn(tx, i)
+	})
+}
+
+type acceptInvitationAsNewUserInput struct {
+	Token    string `json:"token" is:"token"`
+	Password string `json:"password" is:"new_password"`
+	Name     string `json:"name" is:"name"`
+}
+
+// acceptInvitationAsNewUser makes account and membership in one step. An unconfirmed account of the address may be
+// somebody else's attempt: its name, password and sessions are replaced (R64).
+func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acceptInvitationAsNewUserInput) (tokens, error) {
+	i, err := s.db.invitationByToken(ctx, hashMailToken(in.Token))
+	if err != nil {
+		return tokens{}, orElse(err, errBadMailToken)
+	}
+	if err := refusePassword("/password", in.Password, i.Email); err != nil {
+		return tokens{}, err
+	}
+	account, err := s.db.accountByEmail(ctx, i.Email)
+	switch {
+	case err == nil && account.EmailVerified:
+		return tokens{}, errSignInFirst
+	case err != nil && !errors.Is(err, pgx.ErrNoRows):
+		return tokens{}, err
+	}
+	hash, err := s.passwords.hash(ctx, in.Password)
+	if err != nil {
+		return tokens{}, err
+	}
+	var session newSession
+	err = s.takeInvitation(ctx, in.Token, func(tx db, i takenInvitation) error {
+		userID, err := tx.insertOrReplaceUnverified(ctx, newID(), i.Email, in.Name, hash)
+		if err != nil {
+			return err
+		}
+		if userID == "" {
+			return errSignInFirst
+		}
+		if err := tx.updateVerified(ctx, userID); err != nil {
+			return err
+		}
+		if err := tx.deleteSessions(ctx, userID, nil); err != nil {
+			return err
+		}
+		if err := tx.voidMailTokens(ctx, userID); err != nil {
+			return err
+		}
+		if _, err := tx.insertMembershipIfNone(ctx, i.OrganizationID, userID, i.Role); err != nil {
+			return err
+		}
+		if session, err = s.startSession(ctx, tx, c, userID, hash); err != nil {
+			return err
+		}
+		c.user = session.user
+		return tx.audit(ctx, c, "invitation.accepted", &i.OrganizationID, &userID, map[string]any{"role": i.Role})
+	})
+	if err != nil {
+		return tokens{}, err
+	}
+	return s.issue(session)
+}
