@@ -15,6 +15,7 @@ import (
 	"os"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,6 +43,7 @@ type config struct {
 	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h"`
 	ResetTTL          time.Duration  `env:"RESET_TTL, default=1h"`
 	InvitationTTL     time.Duration  `env:"INVITATION_TTL, default=168h"`
+	AuditRetention    time.Duration  `env:"AUDIT_RETENTION, default=8760h"`
 	MailFrom          string         `env:"MAIL_FROM"`
 	SMTPURL           string         `env:"SMTP_URL"`
 	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s"`
@@ -71,6 +73,17 @@ func (p *problems) add(name, format string, args ...any) {
 	}
 	p.named[name] = true
 	p.lines = append(p.lines, name+" "+fmt.Sprintf(format, args...))
+}
+
+// only keeps the problems of the named variables.
+func (p *problems) only(names []string) *problems {
+	var kept problems
+	for _, line := range p.lines {
+		if name, _, _ := strings.Cut(line, " "); slices.Contains(names, name) {
+			kept.lines = append(kept.lines, line)
+		}
+	}
+	return &kept
 }
 
 func (p *problems) err() error {
@@ -171,6 +184,7 @@ func (cfg *config) check(p *problems) {
 		{"VERIFY_TTL", cfg.VerifyTTL, time.Second, 30 * 24 * time.Hour},
 		{"RESET_TTL", cfg.ResetTTL, time.Second, 7 * 24 * time.Hour},
 		{"INVITATION_TTL", cfg.InvitationTTL, time.Second, 90 * 24 * time.Hour},
+		{"AUDIT_RETENTION", cfg.AuditRetention, 24 * time.Hour, 100 * year},
 		{"DRAIN_DELAY", cfg.DrainDelay, 0, time.Minute},
 	} {
 		if d.value < d.min || d.value > d.max {

@@ -47,6 +47,12 @@ func (d db) deleteInvitationsBy(ctx context.Context, organizationID, userID stri
 	return err
 }
 
+// deleteAllInvitationsBy voids every invitation in a user's name.
+func (d db) deleteAllInvitationsBy(ctx context.Context, userID string) error {
+	_, err := d.q.Exec(ctx, `delete from invitations where invited_by = $1`, userID)
+	return err
+}
+
 // takenInvitation is what a token stands for.
 type takenInvitation struct {
 	OrganizationID string

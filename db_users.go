@@ -1,6 +1,11 @@
 package main
 
-import "context"
+import (
+	"context"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
 
 // account is a user with the secret that handlers verify; it never leaves the program.
 type account struct {
@@ -25,22 +30,47 @@ func (d db) accountByMailToken(ctx context.Context, hash []byte, purpose string)
 		where t.token_hash = $1 and t.purpose = $2 and t.expires_at > now() and not u.disabled`, hash, purpose)
 }
 
-// insertUser fails on users_email_key when the address has an account.
-func (d db) insertUser(ctx context.Context, id, email, name, role, passwordHash string) (user, error) {
-	return one[user](ctx, d, `
-		insert into users (id, email, name, role, password_hash)
-		values ($1, $2, $3, $4, nullif($5, ''))
-		returning id, email, name, role, email_verified, disabled, created_at, updated_at`,
-		id, email, name, role, passwordHash)
-}
-
-// insertVerifiedUser is insertUser for an address that needs no proof.
-func (d db) insertVerifiedUser(ctx context.Context, id, email, name, role, passwordHash string) (user, error) {
+// insertUser fails on users_email_key when the address has an account. verified: it needs no proof.
+func (d db) insertUser(ctx context.Context, id, email, name, role, passwordHash string, verified bool) (user, error) {
 	return one[user](ctx, d, `
 		insert into users (id, email, name, role, password_hash, email_verified)
-		values ($1, $2, $3, $4, nullif($5, ''), true)
+		values ($1, $2, $3, $4, nullif($5, ''), $6)
 		returning id, email, name, role, email_verified, disabled, created_at, updated_at`,
-		id, email, name, role, passwordHash)
+		id, email, name, role, passwordHash, verified)
+}
+
+func (d db) userByID(ctx context.Context, id string) (user, error) {
+	return one[user](ctx, d, `
+		select id, email, name, role, email_verified, disabled, created_at, updated_at from users where id = $1`, id)
+}
+
+// users lists accounts, newest first, one more than the page holds. Which index serves depends on what is searched
+// for, so the plan is made for each call.
+func (d db) users(ctx context.Context, in listUsersInput) ([]user, error) {
+	var prefix, part *string
+	if in.Q != nil {
+		escaped := likeEscaper.Replace(*in.Q)
+		p, n := strings.ToLower(escaped)+"%", "%"+escaped+"%"
+		prefix, part = &p, &n
+	}
+	return many[user](ctx, d, `
+		select id, email, name, role, email_verified, disabled, created_at, updated_at from users
+		where id < $1 and ($2::text is null or email like $2 or name ilike $3)
+			and ($4::text is null or role = $4) and ($5::boolean is null or disabled = $5)
+		order by id desc limit $6`,
+		pgx.QueryExecModeExec, in.before(), prefix, part, in.Role, in.Disabled, in.Limit+1)
+}
+
+// likeEscaper makes a pattern that matches only itself (R21).
+var likeEscaper = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
+
+// updateUser changes what is given; pgx.ErrNoRows when the version is not one of those allowed.
+func (d db) updateUser(ctx context.Context, in updateUserInput) (user, error) {
+	return one[user](ctx, d, `
+		update users set name = coalesce($2, name), role = coalesce($3, role), disabled = coalesce($4, disabled)
+		where id = $1 and ($5::timestamptz[] is null or updated_at = any($5))
+		returning id, email, name, role, email_verified, disabled, created_at, updated_at`,
+		in.UserID, in.Name, in.Role, in.Disabled, in.IfMatch)
 }
 
 // insertOrReplaceUnverified makes an account, or replaces name and password of one whose address is unconfirmed. The
@@ -134,14 +164,14 @@ func (d db) lockUser(ctx context.Context, id string) (user, error) {
 		from users where id = $1 for no key update`, id)
 }
 
-// deleteUser takes sessions, tokens, mails, memberships and invitations along, and the addresses from the audit trail.
-func (d db) deleteUser(ctx context.Context, id string) (user, error) {
-	if _, err := d.q.Exec(ctx, `update audit_events set ip = null where actor_id = $1`, id); err != nil {
-		return user{}, err
+// deleteUser takes sessions, tokens, mails, memberships and invitations along, and the addresses from the audit
+// trail; pgx.ErrNoRows when the version is not one of those allowed.
+func (d db) deleteUser(ctx context.Context, id string, allowed versions) error {
+	if _, err := d.q.Exec(ctx, `update audit_events set ip = null where actor_id = $1 and ip is not null`, id); err != nil {
+		return err
 	}
-	return one[user](ctx, d, `
-		delete from users where id = $1
-		returning id, email, name, role, email_verified, disabled, created_at, updated_at`, id)
+	return d.q.QueryRow(ctx, `
+		delete from users where id = $1 and ($2::timestamptz[] is null or updated_at = any($2)) returning id`, id, allowed).Scan(nil)
 }
 
 func (d db) emailTaken(ctx context.Context, email string) (taken bool, err error) {

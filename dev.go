@@ -218,7 +218,7 @@ func ensureDevAdmin(ctx context.Context, s *server, password string) (string, er
 		if err != nil {
 			return "", err
 		}
-		_, err = s.db.insertVerifiedUser(ctx, newID(), devAdmin, "Dev Admin", "admin", hash)
+		_, err = s.db.insertUser(ctx, newID(), devAdmin, "Dev Admin", "admin", hash, true)
 		return password, err
 	}
 	if err != nil {

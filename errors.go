@@ -65,6 +65,7 @@ var (
 	errAlreadyMember      = &apiError{Status: 409, Code: "already_member", Detail: "This user is a member already."}
 	errSignInFirst        = &apiError{Status: 409, Code: "sign_in_first", Detail: "This address has an account: sign in and accept the invitation there."}
 	errLastOwner          = &apiError{Status: 409, Code: "last_owner", Detail: "An organization needs an active owner; give these another one first, or delete them."}
+	errOwnAccount         = &apiError{Status: 409, Code: "own_account", Detail: "Nobody takes their own rights away: another admin can."}
 	errLastAdmin          = &apiError{Status: 409, Code: "last_admin", Detail: "The platform needs an active admin."}
 	errTooManyInvitations = &apiError{Status: 429, Code: "too_many_invitations", Detail: "100 invitations of this organization are pending.", RetryAfter: time.Hour}
 	errEmailTaken         = &apiError{Status: 409, Code: "email_taken", Detail: "This address has an account already."}

@@ -47,7 +47,7 @@ func (s *server) registerUnverified(ctx context.Context, c caller, in registerIn
 		return u, err
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
-		if u, err = tx.insertUser(ctx, newID(), in.Email, in.Name, "user", hash); err != nil {
+		if u, err = tx.insertUser(ctx, newID(), in.Email, in.Name, "user", hash, false); err != nil {
 			return err
 		}
 		return tx.audit(ctx, c, "user.registered", nil, &u.ID, nil)

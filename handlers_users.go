@@ -68,19 +68,18 @@ func (s *server) deleteMe(ctx context.Context, c caller, _ none) (none, error) {
 	if time.Since(c.signedIn) > recentSignIn {
 		return none{}, errRecentSignIn
 	}
-	return none{}, s.changeAccess(ctx, c.user.ID, func(tx db) error {
-		u, err := tx.deleteUser(ctx, c.user.ID)
-		if err != nil {
-			return orElse(err, errInvalidToken)
+	return none{}, s.changeAccess(ctx, c.user.ID, func(tx db, before user) error {
+		if err := tx.deleteUser(ctx, before.ID, nil); err != nil {
+			return err
 		}
-		return tx.audit(ctx, caller{user: u}, "user.deleted", nil, &u.ID, nil)
+		return tx.audit(ctx, caller{user: before}, "user.deleted", nil, &before.ID, nil)
 	})
 }
 
 // changeAccess runs fn, which takes a user's rights away, and refuses when an organization is then without an active
 // owner or the platform without an active admin. It locks in the one order that everybody keeps, organizations before
 // users, and begins again when the user became an owner somewhere else in between (R74, R82).
-func (s *server) changeAccess(ctx context.Context, userID string, fn func(tx db) error) error {
+func (s *server) changeAccess(ctx context.Context, userID string, fn func(tx db, before user) error) error {
 	return s.db.inTx(ctx, func(tx db) error {
 		locked, err := tx.lockOwnedOrganizations(ctx, userID)
 		if err != nil {
@@ -100,7 +99,7 @@ func (s *server) changeAccess(ctx context.Context, userID string, fn func(tx db)
 		if !slices.Equal(locked, owned) {
 			return errMoved
 		}
-		if err := fn(tx); err != nil {
+		if err := fn(tx, before); err != nil {
 			return err
 		}
 		ownerless, err := tx.ownerlessOrganizations(ctx, owned)

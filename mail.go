@@ -24,6 +24,7 @@ const (
 	mailVerifyEmail       = "verify_email"
 	mailAccountExists     = "account_exists"
 	mailResetPassword     = "reset_password"
+	mailSetPassword       = "set_password"
 	mailChangeEmail       = "change_email"
 	mailChangeEmailNotice = "change_email_notice"
 	mailPasswordChanged   = "password_changed"
@@ -40,7 +41,7 @@ const (
 )
 
 // tokenKinds are the mails that carry a token of their owner.
-var tokenKinds = []string{mailVerifyEmail, mailResetPassword, mailChangeEmail}
+var tokenKinds = []string{mailVerifyEmail, mailResetPassword, mailSetPassword, mailChangeEmail}
 
 const changeEmailTTL = time.Hour
 
@@ -55,6 +56,7 @@ func (s *server) mailKinds() map[string]mailKind {
 		mailVerifyEmail:       {purposeVerifyEmail, s.cfg.VerifyTTL},
 		mailAccountExists:     {},
 		mailResetPassword:     {purposeResetPassword, s.cfg.ResetTTL},
+		mailSetPassword:       {purposeResetPassword, s.cfg.VerifyTTL},
 		mailChangeEmail:       {purposeConfirmEmail, changeEmailTTL},
 		mailChangeEmailNotice: {},
 		mailPasswordChanged:   {},
@@ -87,8 +89,7 @@ func (s *server) render(m mailRow, token string, invited invitationMail) (messag
 	data := map[string]any{"Product": productName, "Link": s.cfg.AppURL + "/", "TTL": humanDuration(kind.ttl),
 		"Organization": unlinked.Replace(invited.Organization), "Inviter": unlinked.Replace(invited.Inviter)}
 	if token != "" {
-		// In the fragment the token reaches no server log, no Referer and no scanner that follows links (R63).
-		data["Link"] = s.cfg.AppURL + "/#/" + kind.purpose + "?token=" + url.QueryEscape(token)
+		data["Link"] = s.link(kind.purpose, token)
 	}
 	var text, html strings.Builder
 	if err := mailTexts.ExecuteTemplate(&text, m.Kind+".txt", data); err != nil {
@@ -104,6 +105,12 @@ func (s *server) render(m mailRow, token string, invited invitationMail) (messag
 		return message{}, fmt.Errorf("mail %s: %w", m.Kind, err)
 	}
 	return message{ID: m.ID, To: m.Recipient, Subject: data["Subject"].(string), Text: body, HTML: html.String(), Token: token}, nil
+}
+
+// link leads to the page of a purpose. In the fragment the token reaches no server log, no Referer and no scanner that
+// follows links (R63).
+func (s *server) link(purpose, token string) string {
+	return s.cfg.AppURL + "/#/" + purpose + "?token=" + url.QueryEscape(token)
 }
 
 // unlinked puts a zero-width space where an address would need none, so that a name cannot pass for a link (R26).
@@ -143,6 +150,7 @@ func (s *server) startWorkers(ctx context.Context) *sync.WaitGroup {
 			workers.Go(func() { s.sendMails(ctx) })
 		}
 	}
+	workers.Go(func() { s.pruneRegularly(ctx) })
 	return &workers
 }
 

@@ -48,6 +48,9 @@ const usage = `COMMAND
   dev          everything on an embedded default: PostgreSQL, secrets, an admin, mails on the terminal
   serve        the API
   migrate      [up|down|status|to N]  the schema, apart from serve
+  admin        EMAIL [--password-stdin]  make or recover a platform admin
+  import       [--atomic] [--dry-run] FILE.ndjson  users with their password hashes, from another system
+  prune        delete what has expired; serve does it too
   keygen       a new secret for SECRET_KEYS
   openapi      the OpenAPI document
   healthcheck  ask a running serve on LISTEN_ADDR whether it is alive
@@ -59,7 +62,15 @@ func run(ctx context.Context, args []string, lookup envconfig.Lookuper, stdout i
 		return usageError(usage)
 	}
 	command, args := args[0], args[1:]
-	if len(args) > 0 && command != "migrate" {
+	switch command {
+	case "migrate":
+		return runMigrate(ctx, args, lookup, stdout)
+	case "admin":
+		return runAdmin(ctx, args, lookup, os.Stdin, stdout)
+	case "import":
+		return runImport(ctx, args, lookup, stdout)
+	}
+	if len(args) > 0 {
 		return usageError(command + " takes no arguments")
 	}
 	switch command {
@@ -67,8 +78,8 @@ func run(ctx context.Context, args []string, lookup envconfig.Lookuper, stdout i
 		return runDev(ctx, lookup, stdout)
 	case "serve":
 		return runServe(ctx, lookup, stdout)
-	case "migrate":
-		return runMigrate(ctx, args, lookup, stdout)
+	case "prune":
+		return runPrune(ctx, lookup, stdout)
 	case "keygen":
 		_, err := fmt.Fprintln(stdout, newSecret())
 		return err

@@ -78,6 +78,18 @@ type invitation struct {
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
+// auditEvent is one line of the trail: who did what to what, from where.
+type auditEvent struct {
+	ID             string         `json:"id" is:"uuid"`
+	Action         string         `json:"action"`
+	ActorID        *string        `json:"actor_id" is:"uuid"`
+	OrganizationID *string        `json:"organization_id" is:"uuid"`
+	SubjectID      *string        `json:"subject_id" is:"uuid"`
+	IP             *string        `json:"ip"`
+	Detail         map[string]any `json:"detail"`
+	CreatedAt      time.Time      `json:"created_at"`
+}
+
 // tokens is the successful answer of the token endpoint, RFC 6749 section 5.1.
 type tokens struct {
 	AccessToken  string `json:"access_token"`

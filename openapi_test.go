@@ -297,6 +297,8 @@ func (g *generator) schema(t reflect.Type) object {
 		return inner
 	case t.Kind() == reflect.Slice:
 		return object{"type": "array", "items": g.schema(t.Elem())}
+	case t.Kind() == reflect.Map:
+		return object{"type": "object"}
 	case t.Kind() == reflect.String:
 		return object{"type": "string"}
 	case t.Kind() == reflect.Bool:

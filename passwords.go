@@ -1,9 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/subtle"
 	"encoding/base64"
 	"fmt"
 	"runtime"
@@ -64,22 +64,16 @@ func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 // verify compares password with a stored PHC string; weak says that it should be hashed anew. An empty string stands
 // for an account that does not exist or has no password: it costs the same and matches nothing.
 func (p *passwords) verify(ctx context.Context, phc, password string) (ok, weak bool, err error) {
-	exists := phc != ""
-	if !exists {
-		phc = p.dummy
-	}
-	params, salt, want, err := decodePHC(phc)
+	stored, err := parseHash(cmp.Or(phc, p.dummy))
 	if err != nil {
-		return false, false, err
+		return false, false, fmt.Errorf("stored password hash %w", err)
 	}
 	leave, err := p.enter(ctx)
 	if err != nil {
 		return false, false, err
 	}
 	defer leave()
-	got := params.key(password, salt, uint32(len(want)))
-	match := subtle.ConstantTimeCompare(got, want) == 1 && exists
-	return match, params != currentParams, nil
+	return stored.matches(password) && phc != "", !stored.current, nil
 }
 
 // enter waits for a place in the gate.
@@ -100,32 +94,11 @@ func (a argon2Params) key(password string, salt []byte, size uint32) []byte {
 	return argon2.IDKey([]byte(password), salt, a.time, a.memory, a.threads, size)
 }
 
-// encodePHC and decodePHC read and write $argon2id$v=19$m=19456,t=2,p=1$salt$hash.
+// encodePHC writes $argon2id$v=19$m=19456,t=2,p=1$salt$hash.
 func encodePHC(a argon2Params, salt, hash []byte) string {
 	b64 := base64.RawStdEncoding
 	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, a.memory, a.time, a.threads,
 		b64.EncodeToString(salt), b64.EncodeToString(hash))
-}
-
-func decodePHC(phc string) (a argon2Params, salt, hash []byte, err error) {
-	fields := strings.Split(phc, "$")
-	if len(fields) != 6 || fields[0] != "" || fields[1] != "argon2id" || fields[2] != fmt.Sprintf("v=%d", argon2.Version) {
-		return a, nil, nil, fmt.Errorf("stored password hash is of an unknown kind")
-	}
-	if _, err := fmt.Sscanf(fields[3], "m=%d,t=%d,p=%d", &a.memory, &a.time, &a.threads); err != nil {
-		return a, nil, nil, fmt.Errorf("stored password hash: parameters: %w", err)
-	}
-	if a.memory > maxParams.memory || a.time > maxParams.time || a.threads > maxParams.threads ||
-		a.time < 1 || a.threads < 1 {
-		return a, nil, nil, fmt.Errorf("stored password hash: parameters out of bounds")
-	}
-	if salt, err = base64.RawStdEncoding.DecodeString(fields[4]); err != nil {
-		return a, nil, nil, fmt.Errorf("stored password hash: salt: %w", err)
-	}
-	if hash, err = base64.RawStdEncoding.DecodeString(fields[5]); err != nil || len(hash) < 16 || len(hash) > 64 {
-		return a, nil, nil, fmt.Errorf("stored password hash: bad length or encoding")
-	}
-	return a, salt, hash, nil
 }
 
 // problem says why password may not be chosen, in a code and a sentence; both are empty when it may.

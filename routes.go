@@ -38,6 +38,16 @@ func (s *server) routes() []route {
 		{"DELETE /v1/users/me", signedIn, 204, handle(s.deleteMe), "Delete your account"},
 		{"GET /v1/users/me/memberships", signedIn, 200, handle(s.listMyMemberships), "List where you are a member"},
 		{"POST /v1/invitations/accept", signedIn, 200, handle(s.acceptInvitation), "Accept an invitation"},
+		{"GET /v1/users/me/export", signedIn, 200, handle(s.exportMe), "Everything stored about you"},
+
+		// Users
+		{"GET /v1/users", platformAdmin, 200, handle(s.listUsers), "List or search the users"},
+		{"POST /v1/users", platformAdmin, 201, handle(s.createUser), "Make an account for somebody"},
+		{"GET /v1/users/{user_id}", platformAdmin, 200, handle(s.readUser), "Read a user"},
+		{"PATCH /v1/users/{user_id}", platformAdmin, 200, handle(s.updateUser), "Change name or role, disable or enable"},
+		{"DELETE /v1/users/{user_id}", platformAdmin, 204, handle(s.deleteUser), "Delete a user"},
+		{"DELETE /v1/users/{user_id}/sessions", platformAdmin, 204, handle(s.deleteUserSessions), "Sign a user out everywhere"},
+		{"GET /v1/audit-events", platformAdmin, 200, handle(s.listAuditEvents), "List the audit trail"},
 
 		// Organizations
 		{"POST /v1/organizations", signedIn, 201, handle(s.createOrganization), "Found an organization, as its owner"},
@@ -53,6 +63,7 @@ func (s *server) routes() []route {
 		{"GET /v1/organizations/{organization_id}/invitations", invitationsWrite, 200, handle(s.listInvitations), "List the pending invitations"},
 		{"POST /v1/organizations/{organization_id}/invitations", invitationsWrite, 201, handle(s.createInvitation), "Invite an address, or renew its invitation"},
 		{"DELETE /v1/organizations/{organization_id}/invitations/{invitation_id}", invitationsWrite, 204, handle(s.deleteInvitation), "Withdraw an invitation"},
+		{"GET /v1/organizations/{organization_id}/audit-events", auditRead, 200, handle(s.listOrganizationAuditEvents), "List the organization's audit trail"},
 
 		// Around the API
 		{"GET /.well-known/jwks.json", public, 200, handle(s.readJWKS), "The public keys of access tokens (RFC 7517)"},

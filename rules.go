@@ -34,6 +34,8 @@ func newRules(p *passwords) map[string]rule {
 		"text":     {map[string]any{"maxLength": maxAccessBytes}, atMost(maxAccessBytes)},
 		"uuid":     {map[string]any{"format": "uuid"}, checkUUID},
 		"role":     enum("user", "admin"),
+		"search":   {map[string]any{"minLength": 1, "maxLength": maxName}, checkName},
+		"action":   {map[string]any{"pattern": actionPattern.String()}, checkAction},
 		"slug":     {map[string]any{"minLength": 2, "maxLength": 40, "pattern": slugPattern.String()}, checkSlug},
 
 		"organization_role": enum("member", "admin", "owner"),
@@ -85,6 +87,15 @@ var slugPattern = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 func checkSlug(s string) (value, code, detail string) {
 	if len(s) < 2 || len(s) > 40 || !slugPattern.MatchString(s) {
 		return "", "invalid_slug", "must be 2 to 40 lower-case letters and digits, with single dashes between"
+	}
+	return s, "", ""
+}
+
+var actionPattern = regexp.MustCompile(`^[a-z_]{1,32}\.[a-z_]{1,32}$`)
+
+func checkAction(s string) (value, code, detail string) {
+	if !actionPattern.MatchString(s) {
+		return "", "invalid_action", "must be an action such as session.started"
 	}
 	return s, "", ""
 }

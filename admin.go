@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/sethvargo/go-envconfig"
+)
+
+// openCommand is the configuration and the database of a command that serves nothing; it asks for no more of the
+// environment than it needs.
+func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string) (*server, error) {
+	var p problems
+	cfg := config{dev: true}
+	readEnvironment(ctx, &cfg, &fileLookuper{next: lookup, problems: &p}, &p)
+	cfg.check(&p)
+	if err := p.only(needs).err(); err != nil {
+		return nil, err
+	}
+	cfg.DBMaxConns = 2
+	pc, err := poolConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, err
+	}
+	return &server{cfg: cfg, pool: pool, db: db{pool}, passwords: newPasswords(cfg.PasswordMinLength)}, nil
+}
+
+// runAdmin is the command: admin EMAIL [--password-stdin]. It makes a platform admin of the account, which it makes or
+// enables as needed, and prints a one-time link to choose a password, unless one comes by standard input.
+func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, stdin io.Reader, stdout io.Writer) error {
+	fromStdin := len(args) == 2 && args[1] == "--password-stdin"
+	if len(args) != 1 && !fromStdin {
+		return usageError("admin EMAIL [--password-stdin]")
+	}
+	email, code, detail := checkEmail(args[0])
+	if code != "" {
+		return errors.New("EMAIL " + detail)
+	}
+	s, err := openCommand(ctx, lookup, "DATABASE_URL", "PUBLIC_URL", "APP_URL", "PASSWORD_MIN_LENGTH", "RESET_TTL")
+	if err != nil {
+		return err
+	}
+	defer s.pool.Close()
+	var hash string
+	if fromStdin {
+		if hash, err = s.passwordFrom(ctx, stdin, email); err != nil {
+			return err
+		}
+	}
+	token, tokenHash := newMailToken()
+	err = s.db.inTx(ctx, func(tx db) error {
+		id, err := tx.upsertAdmin(ctx, newID(), email, hash)
+		if err != nil {
+			return err
+		}
+		if hash != "" {
+			err = errors.Join(tx.deleteSessions(ctx, id, nil), tx.voidMailTokens(ctx, id))
+		} else {
+			err = tx.insertResetToken(ctx, tokenHash, id, email, s.cfg.ResetTTL)
+		}
+		if err != nil {
+			return err
+		}
+		return tx.audit(ctx, caller{}, "user.made_admin", nil, &id, map[string]any{"actor": "cli"})
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "%s is a platform admin.\n", email)
+	if hash == "" {
+		fmt.Fprintf(stdout, "Choose a password within %s, once, at:\n%s\n", humanDuration(s.cfg.ResetTTL), s.link(purposeResetPassword, token))
+	}
+	return nil
+}
+
+// passwordFrom reads one line and applies the rules of the API.
+func (s *server) passwordFrom(ctx context.Context, stdin io.Reader, email string) (hash string, err error) {
+	content, err := io.ReadAll(io.LimitReader(stdin, 2*maxPasswordBytes))
+	if err != nil {
+		return "", err
+	}
+	password := strings.TrimRight(string(content), "\r\n")
+	if code, detail := s.passwords.problem(password); code != "" {
+		return "", errors.New("the password " + detail)
+	}
+	if err := refusePassword("password", password, email); err != nil {
+		return "", errors.New("the password must not be made of the address")
+	}
+	return s.passwords.hash(ctx, password)
+}
+
+// upsertAdmin makes an account a platform admin; an empty hash leaves the password as it is.
+func (d db) upsertAdmin(ctx context.Context, id, email, hash string) (string, error) {
+	err := d.q.QueryRow(ctx, `
+		insert into users as u (id, email, name, role, password_hash, email_verified)
+		values ($1, $2, split_part($2, '@', 1), 'admin', nullif($3, ''), $3 <> '')
+		on conflict (email) do update set role = 'admin', disabled = false,
+			password_hash = coalesce(excluded.password_hash, u.password_hash),
+			email_verified = u.email_verified or excluded.email_verified
+		returning u.id`, id, email, hash).Scan(&id)
+	return id, err
+}
+
+// insertResetToken is upsertMailToken for a token that goes to the operator instead of a mailbox.
+func (d db) insertResetToken(ctx context.Context, hash []byte, userID, email string, ttl time.Duration) error {
+	_, err := d.q.Exec(ctx, `
+		insert into mail_tokens (token_hash, user_id, purpose, email, expires_at)
+		values ($1, $2, $3, $4, now() + $5::interval)
+		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, expires_at = excluded.expires_at`,
+		hash, userID, purposeResetPassword, email, ttl)
+	return err
+}
+
+// runPrune is the command that does what serve does now and then.
+func runPrune(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) error {
+	s, err := openCommand(ctx, lookup, "DATABASE_URL", "AUDIT_RETENTION")
+	if err != nil {
+		return err
+	}
+	defer s.pool.Close()
+	deleted, err := s.db.prune(ctx, s.cfg.AuditRetention)
+	fmt.Fprintf(stdout, "%d rows deleted\n", deleted)
+	return err
+}

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/jackc/pgx/v5"
+	"github.com/schollz/progressbar/v3"
+	"github.com/sethvargo/go-envconfig"
+	"golang.org/x/term"
+)
+
+// importedUser is one line of the file: what another system knows of a user.
+type importedUser struct {
+	Email         string     `json:"email"`
+	Name          string     `json:"name"`
+	PasswordHash  string     `json:"password_hash"` // Argon2, bcrypt, scrypt or Django PBKDF2; may be missing
+	Role          string     `json:"role"`          // user, unless it says admin
+	EmailVerified bool       `json:"email_verified"`
+	Disabled      bool       `json:"disabled"`
+	CreatedAt     *time.Time `json:"created_at"`
+}
+
+const (
+	importBatch   = 10_000 // lines in one transaction
+	maxImportLine = 64 << 10
+)
+
+// importer reads lines, keeps the good ones of a batch, and counts.
+type importer struct {
+	conn   *pgx.Conn
+	rules  map[string]rule
+	out    io.Writer
+	atomic bool
+	dry    bool
+
+	line, added, known, bad int
+	batch                   [][]any
+}
+
+// errBadLines ends the command when not every line went in; each was named.
+var errBadLines = errors.New("some lines were not imported")
+
+// runImport is the command: import [--atomic] [--dry-run] FILE, or - for standard input. Addresses that have an account
+// are left alone, so that an import that was cut short is finished by running it again. Bad lines are named and left
+// out; with --atomic nothing goes in unless all do.
+func runImport(ctx context.Context, args []string, lookup envconfig.Lookuper, out io.Writer) error {
+	im := &importer{rules: newRules(newPasswords(8)), out: out}
+	var file string
+	for _, arg := range args {
+		switch {
+		case arg == "--atomic":
+			im.atomic = true
+		case arg == "--dry-run":
+			im.dry = true
+		case file == "" && (arg == "-" || !strings.HasPrefix(arg, "-")):
+			file = arg
+		default:
+			file = ""
+		}
+	}
+	if file == "" {
+		return usageError("import [--atomic] [--dry-run] FILE.ndjson, or - for standard input")
+	}
+	url, err := databaseURLFrom(lookup)
+	if err != nil {
+		return err
+	}
+	in := os.Stdin
+	if file != "-" {
+		if in, err = os.Open(file); err != nil {
+			return err
+		}
+		defer in.Close()
+	}
+	if im.conn, err = pgx.Connect(ctx, url); err != nil {
+		return fmt.Errorf("connecting to the database: %w", err)
+	}
+	defer im.conn.Close(context.WithoutCancel(ctx))
+	err = im.run(ctx, in)
+	fmt.Fprintf(out, "%d lines: %d imported, %d known already, %d bad\n", im.line, im.added, im.known, im.bad)
+	return err
+}
+
+// run reads the file line by line; memory holds one batch, whatever its size.
+func (im *importer) run(ctx context.Context, in *os.File) error {
+	size := int64(-1)
+	if info, err := in.Stat(); err == nil && info.Mode().IsRegular() {
+		size = info.Size()
+	}
+	progress := newProgress(im.out, size)
+	defer progress.Finish()
+	if _, err := im.conn.Exec(ctx, `
+		create temporary table imported (id uuid, email text, name text, role text, password_hash text,
+			email_verified boolean, disabled boolean, created_at timestamptz)`); err != nil {
+		return err
+	}
+	if im.atomic || im.dry {
+		tx, err := im.conn.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback(context.WithoutCancel(ctx))
+		if err := im.readLines(ctx, bufio.NewReaderSize(io.TeeReader(in, progress), 1<<20)); err != nil {
+			return err
+		}
+		if im.bad > 0 || im.dry {
+			im.added = 0
+			return im.verdict()
+		}
+		return tx.Commit(ctx)
+	}
+	if err := im.readLines(ctx, bufio.NewReaderSize(io.TeeReader(in, progress), 1<<20)); err != nil {
+		return err
+	}
+	return im.verdict()
+}
+
+func (im *importer) verdict() error {
+	if im.bad > 0 {
+		return errBadLines
+	}
+	return nil
+}
+
+func (im *importer) readLines(ctx context.Context, in *bufio.Reader) error {
+	for {
+		line, err := readLine(in)
+		if err == io.EOF {
+			return im.flush(ctx)
+		}
+		im.line++
+		if err == nil && len(strings.TrimSpace(string(line))) == 0 {
+			continue
+		}
+		var row []any
+		if err == nil {
+			row, err = im.parse(line)
+		}
+		if err != nil {
+			im.bad++
+			fmt.Fprintf(im.out, "line %d: %v\n", im.line, err)
+			continue
+		}
+		if im.batch = append(im.batch, row); len(im.batch) == importBatch {
+			if err := im.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// readLine returns the next line, or an error for one that is too long, which it skips.
+func readLine(in *bufio.Reader) (line []byte, err error) {
+	for {
+		part, more, err := in.ReadLine()
+		if err != nil {
+			return nil, err
+		}
+		if len(line) <= maxImportLine {
+			line = append(line, part...)
+		}
+		if !more {
+			break
+		}
+	}
+	if len(line) > maxImportLine {
+		return nil, fmt.Errorf("is longer than %d bytes", maxImportLine)
+	}
+	return line, nil
+}
+
+// parse checks a line by the rules of the API and returns it as a row.
+func (im *importer) parse(line []byte) ([]any, error) {
+	u := importedUser{Role: "user"}
+	if err := json.Unmarshal(line, &u, json.RejectUnknownMembers(true)); err != nil {
+		return nil, errors.New("is not a JSON object of known fields: " + strings.ReplaceAll(err.Error(), "\n", " "))
+	}
+	var bad []string
+	check := func(field, rule, value string) string {
+		checked, code, detail := im.rules[rule].check(value)
+		if code != "" {
+			bad = append(bad, field+" "+detail)
+		}
+		return checked
+	}
+	email, name := check("email", "email", u.Email), check("name", "name", u.Name)
+	check("role", "role", u.Role)
+	if u.PasswordHash != "" {
+		if _, err := parseHash(u.PasswordHash); err != nil {
+			bad = append(bad, "password_hash "+err.Error())
+		}
+	}
+	created := time.Now()
+	if u.CreatedAt != nil {
+		if created = *u.CreatedAt; created.Year() < 1970 || created.After(time.Now()) {
+			bad = append(bad, "created_at must be between 1970 and now")
+		}
+	}
+	if bad != nil {
+		return nil, errors.New(strings.Join(bad, "; "))
+	}
+	return []any{newID(), email, name, u.Role, u.PasswordHash, u.EmailVerified, u.Disabled, created}, nil
+}
+
+// flush moves the batch into a temporary table by COPY, and from there into users, in one transaction.
+func (im *importer) flush(ctx context.Context) error {
+	if len(im.batch) == 0 {
+		return nil
+	}
+	err := pgx.BeginFunc(ctx, im.conn, func(tx pgx.Tx) error {
+		columns := []string{"id", "email", "name", "role", "password_hash", "email_verified", "disabled", "created_at"}
+		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"imported"}, columns, pgx.CopyFromRows(im.batch)); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `
+			insert into users (id, email, name, role, password_hash, email_verified, disabled, created_at)
+			select id, email, name, role, nullif(password_hash, ''), email_verified, disabled, created_at from imported
+			on conflict (email) do nothing`)
+		if err != nil {
+			return err
+		}
+		im.added += int(tag.RowsAffected())
+		im.known += len(im.batch) - int(tag.RowsAffected())
+		_, err = tx.Exec(ctx, `truncate imported`)
+		return err
+	})
+	im.batch = im.batch[:0]
+	return err
+}
+
+// newProgress is a bar with rate and remaining time on a terminal, and a plain line now and then elsewhere.
+func newProgress(out io.Writer, size int64) *progressbar.ProgressBar {
+	f, ok := out.(*os.File)
+	onTerminal := ok && term.IsTerminal(int(f.Fd()))
+	options := []progressbar.Option{progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true),
+		progressbar.OptionSetDescription("importing"), progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100 * time.Millisecond), progressbar.OptionClearOnFinish()}
+	if !onTerminal {
+		options = []progressbar.Option{progressbar.OptionSetWriter(io.Discard)}
+	}
+	return progressbar.NewOptions64(size, options...)
+}
