@@ -112,12 +112,11 @@ func (d db) upsertAdmin(ctx context.Context, id, email, hash string) (string, er
 
 // insertResetToken is upsertMailToken for a token that goes to the operator instead of a mailbox.
 func (d db) insertResetToken(ctx context.Context, hash []byte, userID, email string, ttl time.Duration) error {
-	_, err := d.q.Exec(ctx, `
+	return d.exec(ctx, `
 		insert into mail_tokens (token_hash, user_id, purpose, email, expires_at)
 		values ($1, $2, $3, $4, now() + $5::interval)
 		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, expires_at = excluded.expires_at`,
 		hash, userID, purposeResetPassword, email, ttl)
-	return err
 }
 
 // runPrune is the command that does what serve does now and then.

@@ -37,12 +37,38 @@ func (d db) inTx(ctx context.Context, fn func(tx db) error) error {
 	}
 }
 
+// inOrder returns the first error of steps that ran one after the other in a transaction. What ran after it is rolled
+// back with it.
+func inOrder(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // errMoved asks inTx for another run: what was locked first is not all that had to be.
 var errMoved = &pgconn.PgError{Code: "40001", Message: "locked too little"}
 
 func retryable(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
+}
+
+// exec runs a statement.
+func (d db) exec(ctx context.Context, sql string, args ...any) error {
+	_, err := d.q.Exec(ctx, sql, args...)
+	return err
+}
+
+// execOne is exec for a statement that must find its row; pgx.ErrNoRows when it does not.
+func (d db) execOne(ctx context.Context, sql string, args ...any) error {
+	tag, err := d.q.Exec(ctx, sql, args...)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = pgx.ErrNoRows
+	}
+	return err
 }
 
 // one scans the single row of a statement into T by column name; pgx.ErrNoRows when there is none.

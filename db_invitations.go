@@ -34,23 +34,21 @@ func (d db) invitationsByOrganization(ctx context.Context, organizationID string
 }
 
 func (d db) deleteInvitation(ctx context.Context, organizationID, id string) error {
-	return d.q.QueryRow(ctx, `
-		delete from invitations where organization_id = $1 and id = $2 returning id`, organizationID, id).Scan(nil)
+	return d.execOne(ctx, `
+		delete from invitations where organization_id = $1 and id = $2`, organizationID, id)
 }
 
 // deleteInvitationsBy voids what a member invited to and could not invite to any more; allowed are the roles they
 // still may give.
 func (d db) deleteInvitationsBy(ctx context.Context, organizationID, userID string, allowed []string) error {
-	_, err := d.q.Exec(ctx, `
+	return d.exec(ctx, `
 		delete from invitations where organization_id = $1 and invited_by = $2 and role <> all($3)`,
 		organizationID, userID, allowed)
-	return err
 }
 
 // deleteAllInvitationsBy voids every invitation in a user's name.
 func (d db) deleteAllInvitationsBy(ctx context.Context, userID string) error {
-	_, err := d.q.Exec(ctx, `delete from invitations where invited_by = $1`, userID)
-	return err
+	return d.exec(ctx, `delete from invitations where invited_by = $1`, userID)
 }
 
 // takenInvitation is what a token stands for.
@@ -74,13 +72,12 @@ func (d db) deleteInvitationByToken(ctx context.Context, hash []byte) (takenInvi
 
 // insertInvitationMail is insertMail to an address that need not have an account.
 func (d db) insertInvitationMail(ctx context.Context, invitationID, email string) error {
-	_, err := d.q.Exec(ctx, `
+	return d.exec(ctx, `
 		insert into mails (id, kind, recipient, invitation_id)
 		select $1, $2, $3, $4
 		where not exists (select 1 from mails m where m.invitation_id = $4 and m.created_at > now() - interval '1 minute')
 			and (select count(*) from mails m where m.recipient = $3 and m.kind = $2
 				and m.created_at > now() - interval '1 hour') < 5`, newID(), mailInvitation, email, invitationID)
-	return err
 }
 
 // invitationMail is what the text of an invitation says.

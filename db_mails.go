@@ -24,7 +24,7 @@ func (d db) insertMail(ctx context.Context, email, kind string) error {
 // insertMailTo is insertMail to another address, which stands for what the user is about to become; session is the
 // one that asks.
 func (d db) insertMailTo(ctx context.Context, email, kind string, recipient, session *string) error {
-	_, err := d.q.Exec(ctx, `
+	return d.exec(ctx, `
 		insert into mails (id, user_id, kind, recipient, session_id)
 		select $1, u.id, $3, coalesce($4, u.email), $5 from users u
 		where u.email = $2
@@ -32,20 +32,18 @@ func (d db) insertMailTo(ctx context.Context, email, kind string, recipient, ses
 				and m.created_at > now() - interval '1 minute')
 			and (select count(*) from mails m where m.recipient = coalesce($4, u.email) and m.kind = $3
 				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind, recipient, session)
-	return err
 }
 
 // insertUnsentMail writes what insertMail would have, for an address without an account: as much work, as long, and
 // as limited, but nothing to send (R37).
 func (d db) insertUnsentMail(ctx context.Context, email, kind string) error {
-	_, err := d.q.Exec(ctx, `
+	return d.exec(ctx, `
 		insert into mails (id, kind, recipient, sent_at)
 		select $1, $3, $2, now()
 		where not exists (select 1 from mails m where m.recipient = $2 and m.kind = $3
 				and m.created_at > now() - interval '1 minute')
 			and (select count(*) from mails m where m.recipient = $2 and m.kind = $3
 				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind)
-	return err
 }
 
 // leaseMail takes the mail that is due longest and hides it from other senders for lease; pgx.ErrNoRows when none is
@@ -60,32 +58,28 @@ func (d db) leaseMail(ctx context.Context, lease time.Duration) (mailRow, error)
 }
 
 func (d db) updateMailSent(ctx context.Context, id string) error {
-	_, err := d.q.Exec(ctx, `update mails set sent_at = now() where id = $1`, id)
-	return err
+	return d.exec(ctx, `update mails set sent_at = now() where id = $1`, id)
 }
 
 // updateMailFailed gives a mail up.
 func (d db) updateMailFailed(ctx context.Context, id string) error {
-	_, err := d.q.Exec(ctx, `update mails set failed_at = now() where id = $1`, id)
-	return err
+	return d.exec(ctx, `update mails set failed_at = now() where id = $1`, id)
 }
 
 // updateMailRetry plans the next attempt.
 func (d db) updateMailRetry(ctx context.Context, id string, delay time.Duration) error {
-	_, err := d.q.Exec(ctx, `update mails set next_attempt_at = now() + $2::interval where id = $1`, id, delay)
-	return err
+	return d.exec(ctx, `update mails set next_attempt_at = now() + $2::interval where id = $1`, id, delay)
 }
 
 // upsertMailToken makes hash the one live token of the mail's owner for a purpose; older ones are void (R62). It locks
 // the mail, so that voidMailTokens either sees the token or has taken the mail away: then it is pgx.ErrNoRows.
 func (d db) upsertMailToken(ctx context.Context, hash []byte, m mailRow, purpose string, ttl time.Duration) error {
-	return d.q.QueryRow(ctx, `
+	return d.execOne(ctx, `
 		with live as (select user_id, recipient, session_id from mails where id = $2 for update)
 		insert into mail_tokens (token_hash, user_id, purpose, email, session_id, expires_at)
 		select $1, user_id, $3, recipient, session_id, now() + $4::interval from live
 		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, email = excluded.email,
-			session_id = excluded.session_id, expires_at = excluded.expires_at
-		returning user_id`, hash, m.ID, purpose, ttl).Scan(nil)
+			session_id = excluded.session_id, expires_at = excluded.expires_at`, hash, m.ID, purpose, ttl)
 }
 
 // mailToken is a token that was consumed: whose it was, the address it was mailed to, and the session that asked.
@@ -106,10 +100,7 @@ func (d db) deleteMailToken(ctx context.Context, hash []byte, purpose string) (m
 // voidMailTokens ends every token of a user. Mails that would carry one go first: a sender that is making its token
 // holds the mail's row, and what it made is there to delete afterwards.
 func (d db) voidMailTokens(ctx context.Context, userID string) error {
-	if _, err := d.q.Exec(ctx, `
-		delete from mails where user_id = $1 and sent_at is null and kind = any($2)`, userID, tokenKinds); err != nil {
-		return err
-	}
-	_, err := d.q.Exec(ctx, `delete from mail_tokens where user_id = $1`, userID)
-	return err
+	return inOrder(
+		d.exec(ctx, `delete from mails where user_id = $1 and sent_at is null and kind = any($2)`, userID, tokenKinds),
+		d.exec(ctx, `delete from mail_tokens where user_id = $1`, userID))
 }

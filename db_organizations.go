@@ -8,7 +8,7 @@ import (
 
 // lockOrganization takes the lock of everything inside; pgx.ErrNoRows when there is none.
 func (d db) lockOrganization(ctx context.Context, id string) error {
-	return d.q.QueryRow(ctx, `select id from organizations where id = $1 for no key update`, id).Scan(nil)
+	return d.execOne(ctx, `select id from organizations where id = $1 for no key update`, id)
 }
 
 // lockOwnedOrganizations locks, in the order of their ids, the organizations that a user owns.
@@ -71,9 +71,9 @@ func (d db) updateOrganization(ctx context.Context, id string, name, slug *strin
 }
 
 func (d db) deleteOrganization(ctx context.Context, id string, allowed versions) error {
-	return d.q.QueryRow(ctx, `
+	return d.execOne(ctx, `
 		delete from organizations
-		where id = $1 and ($2::timestamptz[] is null or updated_at = any($2)) returning id`, id, allowed).Scan(nil)
+		where id = $1 and ($2::timestamptz[] is null or updated_at = any($2))`, id, allowed)
 }
 
 // roleOf returns the role of an active user, empty for an outsider.
@@ -134,10 +134,9 @@ func (d db) updateMembership(ctx context.Context, organizationID, userID, role s
 }
 
 func (d db) deleteMembership(ctx context.Context, organizationID, userID string, allowed versions) error {
-	return d.q.QueryRow(ctx, `
+	return d.execOne(ctx, `
 		delete from memberships where organization_id = $1 and user_id = $2
-			and ($3::timestamptz[] is null or updated_at = any($3))
-		returning id`, organizationID, userID, allowed).Scan(nil)
+			and ($3::timestamptz[] is null or updated_at = any($3))`, organizationID, userID, allowed)
 }
 
 func (d db) membershipsByOrganization(ctx context.Context, organizationID string, p pageInput) ([]membership, error) {

@@ -35,25 +35,22 @@ func (d db) callerBySession(ctx context.Context, sessionID, userID string, organ
 
 // confirmSession notes that the tokens of a generation have arrived.
 func (d db) confirmSession(ctx context.Context, id string, generation int32) error {
-	_, err := d.q.Exec(ctx, `
+	return d.exec(ctx, `
 		update sessions set confirmed = true, last_seen_at = now()
 		where id = $1 and generation = $2 and not confirmed`, id, generation)
-	return err
 }
 
 func (d db) insertSession(ctx context.Context, id, userID string, c caller, ttl time.Duration) error {
-	_, err := d.q.Exec(ctx, `
+	return d.exec(ctx, `
 		insert into sessions (id, user_id, ip, user_agent, expires_at)
 		values ($1, $2, $3, $4, now() + $5::interval)`, id, userID, nullableIP(c.ip), c.userAgent, ttl)
-	return err
 }
 
 // deleteOldestSessions leaves the keep newest sessions of a user whose row is locked.
 func (d db) deleteOldestSessions(ctx context.Context, userID string, keep int) error {
-	_, err := d.q.Exec(ctx, `
+	return d.exec(ctx, `
 		delete from sessions where id in (
 			select id from sessions where user_id = $1 order by id desc offset $2)`, userID, keep)
-	return err
 }
 
 // rotateSession moves a live session of an active user from a generation to the next, and returns the user;
@@ -88,8 +85,7 @@ func (d db) sessionForReplay(ctx context.Context, id string, generation int32, g
 
 // deleteReusedSession ends a session that is past the generation of a token shown for it.
 func (d db) deleteReusedSession(ctx context.Context, id string, generation int32) error {
-	_, err := d.q.Exec(ctx, `delete from sessions where id = $1 and generation > $2`, id, generation)
-	return err
+	return d.exec(ctx, `delete from sessions where id = $1 and generation > $2`, id, generation)
 }
 
 // deleteSessionByID returns whose session it was.
@@ -100,13 +96,12 @@ func (d db) deleteSessionByID(ctx context.Context, id string) (userID string, er
 
 // deleteSession ends one session of a user; pgx.ErrNoRows when it is not theirs.
 func (d db) deleteSession(ctx context.Context, userID, id string) error {
-	return d.q.QueryRow(ctx, `delete from sessions where user_id = $1 and id = $2 returning id`, userID, id).Scan(nil)
+	return d.execOne(ctx, `delete from sessions where user_id = $1 and id = $2`, userID, id)
 }
 
 // deleteSessions ends every session of a user, except one when it is given.
 func (d db) deleteSessions(ctx context.Context, userID string, except *string) error {
-	_, err := d.q.Exec(ctx, `delete from sessions where user_id = $1 and id is distinct from $2::uuid`, userID, except)
-	return err
+	return d.exec(ctx, `delete from sessions where user_id = $1 and id is distinct from $2::uuid`, userID, except)
 }
 
 // sessionsByUser lists live sessions, newest first, one more than the page holds.

@@ -89,9 +89,9 @@ func (d db) insertOrReplaceUnverified(ctx context.Context, id, email, name, pass
 // updateEmailVerified confirms the address of an account whose password hash is still the given one; pgx.ErrNoRows
 // otherwise.
 func (d db) updateEmailVerified(ctx context.Context, id, passwordHash string) error {
-	return d.q.QueryRow(ctx, `
+	return d.execOne(ctx, `
 		update users set email_verified = true
-		where id = $1 and password_hash = $2 returning id`, id, passwordHash).Scan(nil)
+		where id = $1 and password_hash = $2`, id, passwordHash)
 }
 
 // updateUserName changes the row when its version is one of those allowed; pgx.ErrNoRows otherwise.
@@ -104,9 +104,9 @@ func (d db) updateUserName(ctx context.Context, id, name string, allowed version
 
 // updatePasswordHash replaces old by new; pgx.ErrNoRows when old is not the password any more.
 func (d db) updatePasswordHash(ctx context.Context, id, old, new string) error {
-	return d.q.QueryRow(ctx, `
+	return d.execOne(ctx, `
 		update users set password_hash = $3
-		where id = $1 and password_hash = $2 returning id`, id, old, new).Scan(nil)
+		where id = $1 and password_hash = $2`, id, old, new)
 }
 
 // lockUserWithPassword locks the row until the transaction ends; pgx.ErrNoRows when the user was disabled or the
@@ -120,41 +120,37 @@ func (d db) lockUserWithPassword(ctx context.Context, id, passwordHash string) (
 
 // lockActiveUser and lockActiveUserByEmail lock the row of a user who is not disabled; pgx.ErrNoRows otherwise.
 func (d db) lockActiveUser(ctx context.Context, id string) error {
-	return d.q.QueryRow(ctx, `select id from users where id = $1 and not disabled for no key update`, id).Scan(nil)
+	return d.execOne(ctx, `select id from users where id = $1 and not disabled for no key update`, id)
 }
 
 func (d db) lockActiveUserByEmail(ctx context.Context, email string) error {
-	return d.q.QueryRow(ctx, `select id from users where email = $1 and not disabled for no key update`, email).Scan(nil)
+	return d.execOne(ctx, `select id from users where email = $1 and not disabled for no key update`, email)
 }
 
 // updatePasswordByMail sets the password of a user who proved the mailbox.
 func (d db) updatePasswordByMail(ctx context.Context, id, hash string) error {
-	_, err := d.q.Exec(ctx, `update users set password_hash = $2, email_verified = true where id = $1`, id, hash)
-	return err
+	return d.exec(ctx, `update users set password_hash = $2, email_verified = true where id = $1`, id, hash)
 }
 
 // updateEmail fails on users_email_key when the address was taken meanwhile.
 func (d db) updateEmail(ctx context.Context, id, email string) error {
-	_, err := d.q.Exec(ctx, `update users set email = $2, email_verified = true where id = $1`, id, email)
-	return err
+	return d.exec(ctx, `update users set email = $2, email_verified = true where id = $1`, id, email)
 }
 
 // updateVerified confirms the address of a user whose mailbox was proved.
 func (d db) updateVerified(ctx context.Context, id string) error {
-	_, err := d.q.Exec(ctx, `update users set email_verified = true where id = $1 and not email_verified`, id)
-	return err
+	return d.exec(ctx, `update users set email_verified = true where id = $1 and not email_verified`, id)
 }
 
 // lockAdmins locks the active platform admins, in the order of their ids.
 func (d db) lockAdmins(ctx context.Context) error {
-	_, err := d.q.Exec(ctx, `
+	return d.exec(ctx, `
 		select id from users where role = 'admin' and not disabled order by id for no key update`)
-	return err
 }
 
 // anyAdmin is pgx.ErrNoRows when there is no active platform admin.
 func (d db) anyAdmin(ctx context.Context) error {
-	return d.q.QueryRow(ctx, `select id from users where role = 'admin' and not disabled limit 1`).Scan(nil)
+	return d.execOne(ctx, `select id from users where role = 'admin' and not disabled limit 1`)
 }
 
 // lockUser locks and returns a user, disabled or not; pgx.ErrNoRows when there is none.
@@ -167,11 +163,10 @@ func (d db) lockUser(ctx context.Context, id string) (user, error) {
 // deleteUser takes sessions, tokens, mails, memberships and invitations along, and the addresses from the audit
 // trail; pgx.ErrNoRows when the version is not one of those allowed.
 func (d db) deleteUser(ctx context.Context, id string, allowed versions) error {
-	if _, err := d.q.Exec(ctx, `update audit_events set ip = null where actor_id = $1 and ip is not null`, id); err != nil {
-		return err
-	}
-	return d.q.QueryRow(ctx, `
-		delete from users where id = $1 and ($2::timestamptz[] is null or updated_at = any($2)) returning id`, id, allowed).Scan(nil)
+	return inOrder(
+		d.exec(ctx, `update audit_events set ip = null where actor_id = $1 and ip is not null`, id),
+		d.execOne(ctx, `
+		delete from users where id = $1 and ($2::timestamptz[] is null or updated_at = any($2))`, id, allowed))
 }
 
 func (d db) emailTaken(ctx context.Context, email string) (taken bool, err error) {
@@ -181,11 +176,6 @@ func (d db) emailTaken(ctx context.Context, email string) (taken bool, err error
 
 // endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
 func (d db) endAccess(ctx context.Context, email, userID string, except *string) error {
-	if err := d.deleteSessions(ctx, userID, except); err != nil {
-		return err
-	}
-	if err := d.voidMailTokens(ctx, userID); err != nil {
-		return err
-	}
-	return d.insertMail(ctx, email, mailPasswordChanged)
+	return inOrder(d.deleteSessions(ctx, userID, except), d.voidMailTokens(ctx, userID),
+		d.insertMail(ctx, email, mailPasswordChanged))
 }

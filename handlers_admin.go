@@ -93,13 +93,7 @@ func (s *server) updateUser(ctx context.Context, c caller, in updateUserInput) (
 
 // endEverything ends what a disabled user could still use: sessions, mail tokens, and invitations in their name.
 func (d db) endEverything(ctx context.Context, userID string) error {
-	if err := d.deleteSessions(ctx, userID, nil); err != nil {
-		return err
-	}
-	if err := d.voidMailTokens(ctx, userID); err != nil {
-		return err
-	}
-	return d.deleteAllInvitationsBy(ctx, userID)
+	return inOrder(d.deleteSessions(ctx, userID, nil), d.voidMailTokens(ctx, userID), d.deleteAllInvitationsBy(ctx, userID))
 }
 
 type deleteUserInput struct {
@@ -124,10 +118,7 @@ func (s *server) deleteUserSessions(ctx context.Context, c caller, in userInput)
 		if _, err := tx.lockUser(ctx, in.UserID); err != nil {
 			return orElse(err, errNotFound)
 		}
-		if err := tx.deleteSessions(ctx, in.UserID, nil); err != nil {
-			return err
-		}
-		return tx.audit(ctx, c, "user.sessions_ended", nil, &in.UserID, nil)
+		return inOrder(tx.deleteSessions(ctx, in.UserID, nil), tx.audit(ctx, c, "user.sessions_ended", nil, &in.UserID, nil))
 	})
 }
 

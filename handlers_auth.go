@@ -31,10 +31,7 @@ func (s *server) register(ctx context.Context, c caller, in registerInput) (acce
 		if id == "" {
 			kind, action = mailAccountExists, "user.registered_again"
 		}
-		if err := tx.audit(ctx, c, action, nil, nonEmpty(id), nil); err != nil {
-			return err
-		}
-		return tx.insertMail(ctx, in.Email, kind)
+		return inOrder(tx.audit(ctx, c, action, nil, nonEmpty(id), nil), tx.insertMail(ctx, in.Email, kind))
 	})
 	s.wakeSender()
 	return accepted{"We have sent a mail to this address. The link in it completes the registration."}, err
@@ -162,15 +159,11 @@ func (s *server) startSession(ctx context.Context, tx db, c caller, userID, pass
 	if err != nil {
 		return newSession{}, orElse(err, errInvalidGrant)
 	}
-	if err := tx.deleteOldestSessions(ctx, userID, maxSessions-1); err != nil {
-		return newSession{}, err
-	}
 	n := newSession{user: u, id: newID(), generation: 1}
-	if err := tx.insertSession(ctx, n.id, userID, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL)); err != nil {
-		return n, err
-	}
 	c.user = u
-	return n, tx.audit(ctx, c, "session.started", nil, &n.id, nil)
+	return n, inOrder(tx.deleteOldestSessions(ctx, userID, maxSessions-1),
+		tx.insertSession(ctx, n.id, userID, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL)),
+		tx.audit(ctx, c, "session.started", nil, &n.id, nil))
 }
 
 // newSession is what tokens are made from.
@@ -212,10 +205,8 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 	}
 	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.user.ID)
 	err = s.db.inTx(ctx, func(tx db) error { // committed before the refusal
-		if err := tx.deleteReusedSession(ctx, sessionID, generation); err != nil {
-			return err
-		}
-		return tx.audit(ctx, c, "session.reuse_detected", nil, &sessionID, map[string]any{"user_id": found.user.ID})
+		return inOrder(tx.deleteReusedSession(ctx, sessionID, generation),
+			tx.audit(ctx, c, "session.reuse_detected", nil, &sessionID, map[string]any{"user_id": found.user.ID}))
 	})
 	return tokens{}, cmp.Or(err, error(errInvalidGrant))
 }

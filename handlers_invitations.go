@@ -35,10 +35,8 @@ func (s *server) createInvitation(ctx context.Context, c caller, in createInvita
 		if i, err = tx.upsertInvitation(ctx, newID(), in.OrganizationID, in.Email, in.Role, c.user.ID, s.cfg.InvitationTTL); err != nil {
 			return err
 		}
-		if err := tx.insertInvitationMail(ctx, i.ID, in.Email); err != nil {
-			return err
-		}
-		return tx.audit(ctx, c, "invitation.created", &in.OrganizationID, &i.ID, map[string]any{"role": in.Role})
+		return inOrder(tx.insertInvitationMail(ctx, i.ID, in.Email),
+			tx.audit(ctx, c, "invitation.created", &in.OrganizationID, &i.ID, map[string]any{"role": in.Role}))
 	})
 	s.wakeSender()
 	return i, err
@@ -148,13 +146,7 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 		if userID == "" {
 			return errSignInFirst
 		}
-		if err := tx.updateVerified(ctx, userID); err != nil {
-			return err
-		}
-		if err := tx.deleteSessions(ctx, userID, nil); err != nil {
-			return err
-		}
-		if err := tx.voidMailTokens(ctx, userID); err != nil {
+		if err := inOrder(tx.updateVerified(ctx, userID), tx.deleteSessions(ctx, userID, nil), tx.voidMailTokens(ctx, userID)); err != nil {
 			return err
 		}
 		if _, err := tx.insertMembershipIfNone(ctx, i.OrganizationID, userID, i.Role); err != nil {

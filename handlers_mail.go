@@ -101,13 +101,9 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 		return none{}, err
 	}
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
-		if err := tx.updatePasswordByMail(ctx, account.ID, hash); err != nil {
-			return err
-		}
-		if err := tx.audit(ctx, c, "password.reset", nil, &account.ID, nil); err != nil {
-			return err
-		}
-		return tx.endAccess(ctx, account.Email, account.ID, nil)
+		return inOrder(tx.updatePasswordByMail(ctx, account.ID, hash),
+			tx.audit(ctx, c, "password.reset", nil, &account.ID, nil),
+			tx.endAccess(ctx, account.Email, account.ID, nil))
 	})
 	s.wakeSender()
 	return none{}, err
@@ -145,13 +141,8 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		} else {
 			err = tx.insertMailTo(ctx, account.Email, mailChangeEmail, &in.Email, &c.session)
 		}
-		if err != nil {
-			return err
-		}
-		if err := tx.audit(ctx, c, "email.change_requested", nil, &account.ID, nil); err != nil {
-			return err
-		}
-		return tx.insertMail(ctx, account.Email, mailChangeEmailNotice)
+		return inOrder(err, tx.audit(ctx, c, "email.change_requested", nil, &account.ID, nil),
+			tx.insertMail(ctx, account.Email, mailChangeEmailNotice))
 	})
 	s.wakeSender()
 	return accepted{"We have sent a mail to the new address. The link in it completes the change."}, err
@@ -169,16 +160,8 @@ func (s *server) confirmEmail(ctx context.Context, c caller, in confirmEmailInpu
 		return none{}, orElse(err, errBadMailToken)
 	}
 	err = s.consume(ctx, account, in.Token, purposeConfirmEmail, func(tx db, t mailToken) error {
-		if err := tx.updateEmail(ctx, t.UserID, t.Email); err != nil {
-			return err
-		}
-		if err := tx.deleteSessions(ctx, t.UserID, t.SessionID); err != nil {
-			return err
-		}
-		if err := tx.audit(ctx, c, "email.changed", nil, &account.ID, nil); err != nil {
-			return err
-		}
-		return tx.voidMailTokens(ctx, t.UserID)
+		return inOrder(tx.updateEmail(ctx, t.UserID, t.Email), tx.deleteSessions(ctx, t.UserID, t.SessionID),
+			tx.audit(ctx, c, "email.changed", nil, &account.ID, nil), tx.voidMailTokens(ctx, t.UserID))
 	})
 	if violates(err, "users_email_key") {
 		err = errBadMailToken

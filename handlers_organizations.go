@@ -191,10 +191,8 @@ func (s *server) updateMembership(ctx context.Context, c caller, in updateMember
 		if m, err = tx.updateMembership(ctx, in.OrganizationID, in.UserID, in.Role, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
-		if err := tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, in.Role); err != nil {
-			return err
-		}
-		return tx.audit(ctx, c, "membership.updated", &in.OrganizationID, &in.UserID, map[string]any{"role": in.Role, "from": old})
+		return inOrder(tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, in.Role),
+			tx.audit(ctx, c, "membership.updated", &in.OrganizationID, &in.UserID, map[string]any{"role": in.Role, "from": old}))
 	})
 	return m, err
 }
@@ -217,10 +215,8 @@ func (s *server) deleteMembership(ctx context.Context, c caller, in membershipIn
 		if err := tx.deleteMembership(ctx, in.OrganizationID, in.UserID, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
-		if err := tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, ""); err != nil {
-			return err
-		}
-		return tx.audit(ctx, c, "membership.deleted", &in.OrganizationID, &in.UserID, map[string]any{"role": old})
+		return inOrder(tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, ""),
+			tx.audit(ctx, c, "membership.deleted", &in.OrganizationID, &in.UserID, map[string]any{"role": old}))
 	})
 }
 

@@ -51,10 +51,8 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 		if err := tx.updatePasswordHash(ctx, c.user.ID, account.PasswordHash, hash); err != nil {
 			return orElse(err, wrongPassword("/current_password"))
 		}
-		if err := tx.audit(ctx, c, "password.changed", nil, &c.user.ID, nil); err != nil {
-			return err
-		}
-		return tx.endAccess(ctx, c.user.Email, c.user.ID, &c.session)
+		return inOrder(tx.audit(ctx, c, "password.changed", nil, &c.user.ID, nil),
+			tx.endAccess(ctx, c.user.Email, c.user.ID, &c.session))
 	})
 	s.wakeSender()
 	return none{}, err
@@ -69,10 +67,7 @@ func (s *server) deleteMe(ctx context.Context, c caller, _ none) (none, error) {
 		return none{}, errRecentSignIn
 	}
 	return none{}, s.changeAccess(ctx, c.user.ID, func(tx db, before user) error {
-		if err := tx.deleteUser(ctx, before.ID, nil); err != nil {
-			return err
-		}
-		return tx.audit(ctx, caller{user: before}, "user.deleted", nil, &before.ID, nil)
+		return inOrder(tx.deleteUser(ctx, before.ID, nil), tx.audit(ctx, caller{user: before}, "user.deleted", nil, &before.ID, nil))
 	})
 }
 
@@ -126,10 +121,8 @@ func (s *server) listSessions(ctx context.Context, c caller, in listSessionsInpu
 // deleteOtherSessions keeps the session that asks.
 func (s *server) deleteOtherSessions(ctx context.Context, c caller, _ none) (none, error) {
 	return none{}, s.db.inTx(ctx, func(tx db) error {
-		if err := tx.deleteSessions(ctx, c.user.ID, &c.session); err != nil {
-			return err
-		}
-		return tx.audit(ctx, c, "session.others_ended", nil, &c.user.ID, nil)
+		return inOrder(tx.deleteSessions(ctx, c.user.ID, &c.session),
+			tx.audit(ctx, c, "session.others_ended", nil, &c.user.ID, nil))
 	})
 }
 
