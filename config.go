@@ -279,8 +279,10 @@ type fileLookuper struct {
 	problems *problems
 }
 
+// Lookup takes an empty value for none: that is how compose files and shells write it.
 func (f *fileLookuper) Lookup(name string) (string, bool) {
 	value, found := f.next.Lookup(name)
+	found = found && value != ""
 	path, inFile := f.next.Lookup(name + "_FILE")
 	if !inFile {
 		return value, found

@@ -92,6 +92,19 @@ func TestConfigFromFiles(t *testing.T) {
 	}
 }
 
+// An empty value is none: it neither switches something off nor stands beside a file.
+func TestEmptyVariables(t *testing.T) {
+	t.Parallel()
+	env := good()
+	for _, name := range []string{"APP_URL", "LISTEN_ADDR", "DB_MAX_CONNS", "ACCESS_TOKEN_TTL", "SIGNUP_ENABLED", "SMTP_URL", "MAIL_FROM", "CORS_ORIGINS", "TRUSTED_PROXIES", "LOG_LEVEL", "LOG_FORMAT"} {
+		env[name] = ""
+	}
+	cfg, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false)
+	if err != nil || !cfg.SignupEnabled || cfg.ListenAddr != ":8080" || cfg.AppURL != cfg.PublicURL || cfg.CORSOrigins != nil {
+		t.Errorf("%v %+v", err, cfg)
+	}
+}
+
 func TestPublicURL(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string][2]bool{ // serve, dev

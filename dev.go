@@ -46,8 +46,8 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	lookup = envconfig.MultiLookuper(lookup, envconfig.MapLookuper(dotenv))
 	defaults := map[string]string{"SECRET_KEYS": secrets["SECRET_KEYS"], "LOG_FORMAT": "text", "DRAIN_DELAY": "0s", "MAIL_FROM": "roster <roster@localhost>"}
 	// With a port of one's own the links and the issuer must follow it.
-	addr, given := lookup.Lookup("LISTEN_ADDR")
-	if !given {
+	addr, _ := lookup.Lookup("LISTEN_ADDR")
+	if addr == "" {
 		addr = "127.0.0.1:8080"
 		defaults["LISTEN_ADDR"] = addr
 	}
@@ -58,7 +58,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	defaults["PUBLIC_URL"] = "http://localhost:" + port
 
 	database := "your DATABASE_URL"
-	if url, ok := lookup.Lookup("DATABASE_URL"); !ok || url == "" {
+	if !given(lookup, "DATABASE_URL") {
 		pg, err := startDevPostgres(ctx, dir, secrets["POSTGRES_PASSWORD"], stdout)
 		if err != nil {
 			return err
@@ -66,6 +66,11 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 		defer pg.stop()
 		defaults["DATABASE_URL"] = pg.url
 		database = pg.url
+	}
+	for name := range defaults {
+		if given(lookup, name) {
+			delete(defaults, name)
+		}
 	}
 	cfg, err := loadConfig(ctx, envconfig.MultiLookuper(lookup, envconfig.MapLookuper(defaults)), true)
 	if err != nil {
@@ -91,6 +96,13 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	}
 	printWelcome(stdout, cfg, database, password)
 	return s.listenAndServe(ctx, listener)
+}
+
+// given says whether the environment sets a variable, itself or by file.
+func given(lookup envconfig.Lookuper, name string) bool {
+	value, _ := lookup.Lookup(name)
+	path, _ := lookup.Lookup(name + "_FILE")
+	return value != "" || path != ""
 }
 
 // openDevDir makes .roster and locks it against a second dev. Where root's clone is closed to the user that

@@ -2,6 +2,8 @@ module roster
 
 go 1.26.0
 
+toolchain go1.26.6
+
 require (
 	github.com/MicahParks/keyfunc/v3 v3.9.1
 	github.com/fergusstrange/embedded-postgres v1.34.0

@@ -91,7 +91,7 @@ func (s *server) answer(w *response, r *http.Request, c caller, status int, out 
 	}
 	if v, ok := out.(interface{ etag() string }); ok {
 		header.Set("ETag", v.etag())
-		if r.Method == "GET" && etagListed(r.Header.Get("If-None-Match"), v.etag()) {
+		if (r.Method == "GET" || r.Method == "HEAD") && etagListed(r.Header.Get("If-None-Match"), v.etag()) {
 			w.WriteHeader(http.StatusNotModified)
 			return
 		}

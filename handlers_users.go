@@ -73,15 +73,21 @@ func (s *server) deleteMe(ctx context.Context, c caller, _ none) (none, error) {
 
 // changeAccess runs fn, which takes a user's rights away, and refuses when an organization is then without an active
 // owner or the platform without an active admin. It locks in the one order that everybody keeps, organizations before
-// users, and begins again when the user became an owner somewhere else in between (R74, R82).
+// users, and begins again when the user became an owner or an admin in between (R74, R82).
 func (s *server) changeAccess(ctx context.Context, userID string, fn func(tx db, before user) error) error {
 	return s.db.inTx(ctx, func(tx db) error {
 		locked, err := tx.lockOwnedOrganizations(ctx, userID)
 		if err != nil {
 			return err
 		}
-		if err := tx.lockAdmins(ctx); err != nil {
-			return err
+		first, err := tx.userByID(ctx, userID)
+		if err != nil {
+			return orElse(err, errNotFound)
+		}
+		if first.Role == "admin" {
+			if err := tx.lockAdmins(ctx); err != nil {
+				return err
+			}
 		}
 		before, err := tx.lockUser(ctx, userID)
 		if err != nil {
@@ -91,7 +97,7 @@ func (s *server) changeAccess(ctx context.Context, userID string, fn func(tx db,
 		if err != nil {
 			return err
 		}
-		if !slices.Equal(locked, owned) {
+		if before.Role != first.Role || !slices.Equal(locked, owned) {
 			return errMoved
 		}
 		if err := fn(tx, before); err != nil {

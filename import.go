@@ -35,7 +35,7 @@ const (
 
 // importer reads lines, keeps the good ones of a batch, and counts.
 type importer struct {
-	conn   *pgx.Conn
+	q      copier // the connection, or the one transaction of --atomic and --dry-run
 	rules  map[string]rule
 	out    io.Writer
 	atomic bool
@@ -43,6 +43,12 @@ type importer struct {
 
 	line, added, known, bad int
 	batch                   [][]any
+}
+
+// copier is a connection, where a batch is a transaction, or a transaction, where it is a savepoint.
+type copier interface {
+	querier
+	CopyFrom(context.Context, pgx.Identifier, []string, pgx.CopyFromSource) (int64, error)
 }
 
 // errBadLines ends the command when not every line went in; each was named.
@@ -80,12 +86,18 @@ func runImport(ctx context.Context, args []string, lookup envconfig.Lookuper, ou
 		}
 		defer in.Close()
 	}
-	if im.conn, err = pgx.Connect(ctx, url); err != nil {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
 		return fmt.Errorf("connecting to the database: %w", err)
 	}
-	defer im.conn.Close(context.WithoutCancel(ctx))
+	defer conn.Close(context.WithoutCancel(ctx))
+	im.q = conn
 	err = im.run(ctx, in)
-	fmt.Fprintf(out, "%d lines: %d imported, %d known already, %d bad\n", im.line, im.added, im.known, im.bad)
+	did := "imported"
+	if im.dry || im.atomic && err != nil {
+		did = "could be imported" // nothing was
+	}
+	fmt.Fprintf(out, "%d lines: %d %s, %d known already, %d bad\n", im.line, im.added, did, im.known, im.bad)
 	return err
 }
 
@@ -97,22 +109,22 @@ func (im *importer) run(ctx context.Context, in *os.File) error {
 	}
 	progress := newProgress(im.out, size)
 	defer progress.Finish()
-	if _, err := im.conn.Exec(ctx, `
+	if _, err := im.q.Exec(ctx, `
 		create temporary table imported (id uuid, email text, name text, role text, password_hash text,
 			email_verified boolean, disabled boolean, created_at timestamptz)`); err != nil {
 		return err
 	}
 	if im.atomic || im.dry {
-		tx, err := im.conn.Begin(ctx)
+		tx, err := im.q.Begin(ctx)
 		if err != nil {
 			return err
 		}
 		defer tx.Rollback(context.WithoutCancel(ctx))
+		im.q = tx
 		if err := im.readLines(ctx, bufio.NewReaderSize(io.TeeReader(in, progress), 1<<20)); err != nil {
 			return err
 		}
 		if im.bad > 0 || im.dry {
-			im.added = 0
 			return im.verdict()
 		}
 		return tx.Commit(ctx)
@@ -215,7 +227,7 @@ func (im *importer) flush(ctx context.Context) error {
 	if len(im.batch) == 0 {
 		return nil
 	}
-	err := pgx.BeginFunc(ctx, im.conn, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, im.q, func(tx pgx.Tx) error {
 		columns := []string{"id", "email", "name", "role", "password_hash", "email_verified", "disabled", "created_at"}
 		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"imported"}, columns, pgx.CopyFromRows(im.batch)); err != nil {
 			return err

@@ -136,8 +136,8 @@ func openServer(ctx context.Context, cfg config, stdout io.Writer) (*server, err
 
 // runHealthcheck is for container health checks, where there is no curl.
 func runHealthcheck(ctx context.Context, lookup envconfig.Lookuper) error {
-	addr, ok := lookup.Lookup("LISTEN_ADDR")
-	if !ok {
+	addr, _ := lookup.Lookup("LISTEN_ADDR")
+	if addr == "" {
 		addr = ":8080"
 	}
 	host, port, err := net.SplitHostPort(addr)

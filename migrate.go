@@ -53,7 +53,8 @@ func runMigrate(ctx context.Context, args []string, lookup envconfig.Lookuper, o
 	var target func(current int32) int32
 	switch verb := strings.Join(args, " "); {
 	case verb == "" || verb == "up":
-		target = func(int32) int32 { return requiredVersion() }
+		// A schema that is newer already fits: after a roll-back the old program's migrate must not stand in the way.
+		target = func(current int32) int32 { return max(current, requiredVersion()) }
 	case verb == "down":
 		target = func(current int32) int32 { return max(current-1, 0) }
 	case verb == "status":
