@@ -46,6 +46,7 @@ type config struct {
 	AuditRetention    time.Duration  `env:"AUDIT_RETENTION, default=8760h"`
 	MailFrom          string         `env:"MAIL_FROM"`
 	SMTPURL           string         `env:"SMTP_URL"`
+	Throttle          string         `env:"THROTTLE, default=on"`
 	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s"`
 	LogLevel          slog.Level     `env:"LOG_LEVEL, default=INFO"`
 	LogFormat         string         `env:"LOG_FORMAT, default=json"`
@@ -196,6 +197,9 @@ func (cfg *config) check(p *problems) {
 	}
 	if cfg.PasswordMinLength < 8 || cfg.PasswordMinLength > 64 {
 		p.add("PASSWORD_MIN_LENGTH", "must be between 8 and 64")
+	}
+	if cfg.Throttle != "on" && cfg.Throttle != "off" {
+		p.add("THROTTLE", "must be on or off")
 	}
 	if cfg.LogFormat != "json" && cfg.LogFormat != "text" {
 		p.add("LOG_FORMAT", "must be json or text")

@@ -23,7 +23,7 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 		"LISTEN_ADDR": "hunter2", "DB_MAX_CONNS": "hunter2", "ACCESS_TOKEN_TTL": "hunter2", "REFRESH_IDLE_TTL": "-1h", "REFRESH_MAX_TTL": "hunter2",
 		"REFRESH_GRACE": "1000h", "SIGNUP_ENABLED": "hunter2", "EMAIL_VERIFICATION": "hunter2", "TRUSTED_PROXIES": "hunter2",
 		"PASSWORD_MIN_LENGTH": "7", "VERIFY_TTL": "0s", "MAIL_FROM": "hunter2", "DRAIN_DELAY": "hunter2", "LOG_LEVEL": "hunter2", "LOG_FORMAT": "hunter2",
-		"CORS_ORIGINS": "hunter2",
+		"CORS_ORIGINS": "hunter2", "THROTTLE": "hunter2",
 	}
 	_, err := loadConfig(t.Context(), envconfig.MapLookuper(bad), false)
 	if err == nil {

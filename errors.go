@@ -68,6 +68,7 @@ var (
 	errOwnAccount         = &apiError{Status: 409, Code: "own_account", Detail: "Nobody takes their own rights away: another admin can."}
 	errLastAdmin          = &apiError{Status: 409, Code: "last_admin", Detail: "The platform needs an active admin."}
 	errTooManyInvitations = &apiError{Status: 429, Code: "too_many_invitations", Detail: "100 invitations of this organization are pending.", RetryAfter: time.Hour}
+	errTooManyAttempts    = &apiError{Status: 429, Code: "too_many_attempts", OAuth: "temporarily_unavailable", Detail: "Too many attempts; wait and try again."}
 	errEmailTaken         = &apiError{Status: 409, Code: "email_taken", Detail: "This address has an account already."}
 	errStale              = &apiError{Status: 412, Code: "precondition_failed", Detail: "The resource has changed since you read it."}
 	errTooLarge           = &apiError{Status: 413, Code: "body_too_large", Detail: "The body is larger than 64 KiB."}

@@ -119,6 +119,9 @@ type acceptInvitationAsNewUserInput struct {
 // acceptInvitationAsNewUser makes account and membership in one step. An unconfirmed account of the address may be
 // somebody else's attempt: its name, password and sessions are replaced (R64).
 func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acceptInvitationAsNewUserInput) (tokens, error) {
+	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
+		return tokens{}, err
+	}
 	i, err := s.db.invitationByToken(ctx, hashMailToken(in.Token))
 	if err != nil {
 		return tokens{}, orElse(err, errBadMailToken)

@@ -33,11 +33,14 @@ type verifyEmailInput struct {
 // verifyEmail confirms an address and signs in. The token proves the mailbox, the password proves that whoever
 // registered is at the keyboard: either alone opens nothing (R64). A wrong password leaves the token alive.
 func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput) (tokens, error) {
+	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
+		return tokens{}, err
+	}
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeVerifyEmail)
 	if err != nil {
 		return tokens{}, orElse(err, errBadMailToken)
 	}
-	ok, _, err := s.passwords.verify(ctx, account.PasswordHash, in.Password)
+	ok, _, err := s.checkPassword(ctx, c, account.Email, account.PasswordHash, in.Password)
 	if err != nil {
 		return tokens{}, err
 	}
@@ -66,7 +69,10 @@ type forgotPasswordInput struct {
 }
 
 // forgotPassword mails a link to choose a new password. Answer and work are the same whoever asks about whomever (R37).
-func (s *server) forgotPassword(ctx context.Context, _ caller, in forgotPasswordInput) (accepted, error) {
+func (s *server) forgotPassword(ctx context.Context, c caller, in forgotPasswordInput) (accepted, error) {
+	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
+		return accepted{}, err
+	}
 	err := s.db.inTx(ctx, func(tx db) error {
 		err := tx.lockActiveUserByEmail(ctx, in.Email)
 		if errors.Is(err, pgx.ErrNoRows) {
@@ -89,6 +95,9 @@ type resetPasswordInput struct {
 // resetPassword sets a password for whoever holds the mailbox: it ends every session, voids every other token, and
 // confirms the address, because the token proves it. It does not sign in (R67).
 func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordInput) (none, error) {
+	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
+		return none{}, err
+	}
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeResetPassword)
 	if err != nil {
 		return none{}, orElse(err, errBadMailToken)
@@ -102,7 +111,7 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 	}
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
 		return inOrder(tx.updatePasswordByMail(ctx, account.ID, hash),
-			tx.audit(ctx, c, "password.reset", nil, &account.ID, nil),
+			tx.audit(ctx, c, "password.reset", nil, &account.ID, nil), tx.deleteThrottles(ctx, account.Email),
 			tx.endAccess(ctx, account.Email, account.ID, nil))
 	})
 	s.wakeSender()
@@ -121,7 +130,7 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 	if err != nil {
 		return accepted{}, orElse(err, errInvalidToken)
 	}
-	ok, _, err := s.passwords.verify(ctx, account.PasswordHash, in.Password)
+	ok, _, err := s.checkPassword(ctx, c, account.Email, account.PasswordHash, in.Password)
 	if err != nil {
 		return accepted{}, err
 	}

@@ -35,7 +35,7 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 	if err != nil {
 		return none{}, orElse(err, errInvalidToken)
 	}
-	ok, _, err := s.passwords.verify(ctx, account.PasswordHash, in.CurrentPassword)
+	ok, _, err := s.checkPassword(ctx, c, account.Email, account.PasswordHash, in.CurrentPassword)
 	if err != nil {
 		return none{}, err
 	}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// limit is how often something may happen in a window of time.
+type limit struct {
+	name   string
+	count  int
+	window time.Duration
+}
+
+// The limits of CONTRACT section 3. Live sessions, refresh and reset go on for an account whose password somebody
+// else is guessing (R41).
+var (
+	failuresHere       = limit{"failures/network", 10, 15 * time.Minute} // of an account, from one network
+	failuresEverywhere = limit{"failures", 100, time.Hour}               // of an account
+	credentialCalls    = limit{"credentials", 30, 5 * time.Minute}       // of a network
+	refreshCalls       = limit{"refresh", 150, 5 * time.Minute}          // of a network
+)
+
+// attempt is one counter to raise.
+type attempt struct {
+	limit limit
+	key   string
+}
+
+// networkOf is what counts as one origin: a /24 of IPv4, a /64 of IPv6, and all who cannot be told together (R40).
+func networkOf(ip netip.Addr) string {
+	bits := 24
+	if ip.Is6() {
+		bits = 64
+	}
+	network, err := ip.Prefix(bits)
+	if err != nil || !ip.IsValid() {
+		return "unknown"
+	}
+	return network.String()
+}
+
+// limitNetwork counts a call of the caller's network.
+func (s *server) limitNetwork(ctx context.Context, c caller, l limit) error {
+	return s.count(ctx, attempt{l, networkOf(c.ip)})
+}
+
+// passwordAttempts are the counters of one account, which need not exist (R38).
+func passwordAttempts(c caller, email string) []attempt {
+	sum := sha256.Sum256([]byte(strings.ToLower(email)))
+	account := base64.RawURLEncoding.EncodeToString(sum[:])
+	return []attempt{{failuresEverywhere, account}, {failuresHere, account + " " + networkOf(c.ip)}}
+}
+
+// checkPassword verifies a password and counts a failure. Counting comes first, in a statement of its own: of many
+// attempts at once none slips through, and a refusal takes nothing back (R39). A right password does.
+func (s *server) checkPassword(ctx context.Context, c caller, email, hash, password string) (ok, weak bool, err error) {
+	attempts := passwordAttempts(c, email)
+	if err := s.count(ctx, attempts...); err != nil {
+		return false, false, err
+	}
+	ok, weak, err = s.passwords.verify(ctx, hash, password)
+	if ok && s.cfg.Throttle != "off" {
+		err = s.db.decrementThrottles(ctx, keysOf(attempts))
+	}
+	return ok, weak, err
+}
+
+// count raises counters and refuses when one is above its limit.
+func (s *server) count(ctx context.Context, attempts ...attempt) error {
+	if s.cfg.Throttle == "off" {
+		return nil
+	}
+	windows := make([]time.Duration, len(attempts))
+	for i, a := range attempts {
+		windows[i] = a.limit.window
+	}
+	counts, err := s.db.upsertThrottles(ctx, keysOf(attempts), windows)
+	if err != nil {
+		return err
+	}
+	var wait time.Duration
+	for _, c := range counts {
+		i := slices.Index(keysOf(attempts), c.Key)
+		if c.Count > attempts[i].limit.count {
+			wait = max(wait, c.Left)
+		}
+	}
+	if wait > 0 {
+		e := *errTooManyAttempts
+		e.RetryAfter = wait
+		return &e
+	}
+	return nil
+}
+
+func keysOf(attempts []attempt) []string {
+	keys := make([]string, len(attempts))
+	for i, a := range attempts {
+		keys[i] = a.limit.name + " " + a.key
+	}
+	return keys
+}
+
+// throttleCount is a counter after it was raised.
+type throttleCount struct {
+	Key   string
+	Count int
+	Left  time.Duration // until the window ends
+}
+
+// upsertThrottles adds one to each counter, or begins its next window. Rows are taken in the order of their keys.
+func (d db) upsertThrottles(ctx context.Context, keys []string, windows []time.Duration) ([]throttleCount, error) {
+	return many[throttleCount](ctx, d, `
+		insert into throttles as t (key, count, ends_at)
+		select key, 1, now() + window_length from unnest($1::text[], $2::interval[]) as k (key, window_length) order by key
+		on conflict (key) do update set
+			count = case when t.ends_at > now() then t.count + 1 else 1 end,
+			ends_at = case when t.ends_at > now() then t.ends_at else excluded.ends_at end
+		returning key, count, ends_at - now() as left`, keys, windows)
+}
+
+func (d db) decrementThrottles(ctx context.Context, keys []string) error {
+	return d.exec(ctx, `
+		update throttles set count = count - 1
+		where key in (select key from throttles where key = any($1) order by key for no key update) and count > 0`, keys)
+}
+
+// deleteThrottles forgets the failures of an account, from everywhere.
+func (d db) deleteThrottles(ctx context.Context, email string) error {
+	account := passwordAttempts(caller{}, email)[0]
+	return d.exec(ctx, `delete from throttles where key = $1 or key like $2`,
+		keysOf([]attempt{account})[0], failuresHere.name+" "+account.key+" %")
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+// throttled starts a replica that counts, behind a proxy that says which network a call comes from.
+func throttled(t *testing.T) *testServer {
+	t.Helper()
+	return newTestServer(t, func(c *config) {
+		c.Throttle = "on"
+		c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	})
+}
+
+// signInFrom tries a password from an address.
+func (s *testServer) signInFrom(ip, email, password string) answer {
+	s.t.Helper()
+	return s.do(request{method: "POST", path: "/v1/auth/token", header: http.Header{"X-Forwarded-For": {ip}},
+		body: url.Values{"grant_type": {"password"}, "username": {email}, "password": {password}}})
+}
+
+// R38, R39: ten failures of an account from one network, known or not, on all replicas together.
+func TestThrottleAccount(t *testing.T) {
+	t.Parallel()
+	s := throttled(t)
+	other := s.newReplica()
+	m := s.newUser("ada@example.com", "user")
+	for _, email := range []string{m.email, "nobody@example.com"} {
+		for i := range 10 {
+			[]*testServer{s, other}[i%2].signInFrom(fmt.Sprint("192.0.2.", i), strings.ToUpper(email), "wrong password").want(400, "invalid_grant")
+		}
+		a := other.signInFrom("192.0.2.99", email, testPassword).want(429, "too_many_attempts")
+		if a.header.Get("Retry-After") == "" || a.str("error") != "temporarily_unavailable" {
+			t.Errorf("%v %s", a.header, a.body)
+		}
+	}
+	// R41: another network, live sessions and refresh go on.
+	s.signInFrom("203.0.113.1", m.email, testPassword).want(200, "")
+	s.get("/v1/users/me", m.token).want(200, "")
+	s.refreshWith(m.refresh).want(200, "")
+	// When the window is over, or the password was reset, it begins anew.
+	s.exec("update throttles set ends_at = now() - interval '1 second' where key like 'failures/%'")
+	s.signInFrom("192.0.2.99", m.email, testPassword).want(200, "")
+	if n := scalar[int](s, "select count(*) from throttles where key like '%ada%' or key like '%@%'"); n != 0 {
+		t.Error("a key holds an address")
+	}
+}
+
+// R39: attempts at once do not slip past the limit, and a refusal takes no count back.
+func TestThrottleConcurrent(t *testing.T) {
+	t.Parallel()
+	s := throttled(t)
+	s.newUser("ada@example.com", "user")
+	hashed := together(25, func(int) bool {
+		a, err := s.try(request{method: "POST", path: "/v1/auth/token", header: http.Header{"X-Forwarded-For": {"192.0.2.1"}},
+			body: url.Values{"grant_type": {"password"}, "username": {"ada@example.com"}, "password": {"wrong password"}}})
+		return err == nil && a.status == 400
+	})
+	if hashed != 10 {
+		t.Errorf("%d guesses were tried", hashed)
+	}
+}
+
+// R41: a reset clears the counters, and right passwords do not use them up.
+func TestThrottleForgets(t *testing.T) {
+	t.Parallel()
+	s := throttled(t)
+	m := s.newUser("ada@example.com", "user")
+	for range 12 {
+		s.signInFrom("192.0.2.1", m.email, testPassword).want(200, "")
+	}
+	for range 10 {
+		s.signInFrom("192.0.2.1", m.email, "wrong password").want(400, "invalid_grant")
+	}
+	s.signInFrom("192.0.2.1", m.email, testPassword).want(429, "too_many_attempts")
+	s.post("/v1/auth/forgot-password", "", map[string]string{"email": m.email}).want(202, "")
+	s.post("/v1/auth/reset-password", "", map[string]string{"token": s.waitMail(m.email, 1).Token, "password": "a new password 1"}).want(204, "")
+	s.signInFrom("192.0.2.1", m.email, "a new password 1").want(200, "")
+}
+
+// R40: thirty credential calls and 150 refreshes of a network in five minutes; who cannot be told is one network.
+func TestThrottleNetwork(t *testing.T) {
+	t.Parallel()
+	s := throttled(t)
+	from := http.Header{"X-Forwarded-For": {"2001:db8::1"}}
+	for range 30 {
+		s.do(request{method: "POST", path: "/v1/auth/verify-email", header: from, body: map[string]string{"token": "x", "password": "x"}}).want(422, "invalid_token")
+	}
+	for _, path := range []string{"register", "forgot-password", "reset-password", "verify-email", "accept-invitation"} {
+		body := map[string]string{"token": "x", "password": testPassword, "name": "Ada", "email": "ada@example.com"}
+		for _, unknown := range map[string][]string{"register": {"token"}, "forgot-password": {"token", "password", "name"}, "reset-password": {"name", "email"},
+			"verify-email": {"name", "email"}, "accept-invitation": {"email"}}[path] {
+			delete(body, unknown)
+		}
+		s.do(request{method: "POST", path: "/v1/auth/" + path, header: http.Header{"X-Forwarded-For": {"2001:db8::ffff"}}, body: body}).want(429, "too_many_attempts")
+		s.do(request{method: "POST", path: "/v1/auth/" + path, header: http.Header{"X-Forwarded-For": {"2001:db8:0:1::1"}}, body: body})
+	}
+	m := s.newUser("eve@example.com", "user")
+	s.exec("update throttles set count = 149 where key like 'refresh %'")
+	s.refreshWith(m.refresh).want(200, "")
+	s.exec("update throttles set count = 150 where key like 'refresh %'")
+	s.refreshWith(m.refresh).want(429, "too_many_attempts")
+	if networkOf(netip.Addr{}) != "unknown" || networkOf(netip.MustParseAddr("192.0.2.77")) != "192.0.2.0/24" {
+		t.Error("networks")
+	}
+}
