@@ -62,13 +62,13 @@ func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, std
 		if err != nil {
 			return err
 		}
-		if hash != "" {
-			err = errors.Join(tx.deleteSessions(ctx, id, nil), tx.voidMailTokens(ctx, id))
-		} else {
-			err = tx.insertResetToken(ctx, tokenHash, id, email, s.cfg.ResetTTL)
-		}
-		if err != nil {
+		if err := inOrder(tx.deleteSessions(ctx, id, nil), tx.voidMailTokens(ctx, id)); err != nil {
 			return err
+		}
+		if hash == "" {
+			if err := tx.insertResetToken(ctx, tokenHash, id, email, s.cfg.ResetTTL); err != nil {
+				return err
+			}
 		}
 		return tx.audit(ctx, caller{}, "user.made_admin", nil, &id, map[string]any{"actor": "cli"})
 	})
@@ -88,7 +88,10 @@ func (s *server) passwordFrom(ctx context.Context, stdin io.Reader, email string
 	if err != nil {
 		return "", err
 	}
-	password := strings.TrimRight(string(content), "\r\n")
+	password := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
+	if strings.ContainsAny(password, "\r\n") {
+		return "", errors.New("the password must be one line")
+	}
 	if code, detail := s.passwords.problem(password); code != "" {
 		return "", errors.New("the password " + detail)
 	}
@@ -104,7 +107,7 @@ func (d db) upsertAdmin(ctx context.Context, id, email, hash string) (string, er
 		insert into users as u (id, email, name, role, password_hash, email_verified)
 		values ($1, $2, split_part($2, '@', 1), 'admin', nullif($3, ''), $3 <> '')
 		on conflict (email) do update set role = 'admin', disabled = false,
-			password_hash = coalesce(excluded.password_hash, u.password_hash),
+			password_hash = excluded.password_hash,
 			email_verified = u.email_verified or excluded.email_verified
 		returning u.id`, id, email, hash).Scan(&id)
 	return id, err

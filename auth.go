@@ -100,11 +100,12 @@ func (s *server) authenticate(r *http.Request, need access) (caller, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
 	defer cancel()
-	var organizationID *string
+	var found signedInUser
 	if id := r.PathValue("organization_id"); isUUID(id) {
-		organizationID = &id
+		found, err = s.db.callerInOrganization(ctx, claims.SessionID, claims.Subject, id)
+	} else {
+		found, err = s.db.callerBySession(ctx, claims.SessionID, claims.Subject)
 	}
-	found, err := s.db.callerBySession(ctx, claims.SessionID, claims.Subject, organizationID)
 	if err != nil {
 		return c, err
 	}

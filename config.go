@@ -208,11 +208,12 @@ func (cfg *config) check(p *problems) {
 }
 
 func (cfg *config) checkMail(p *problems) {
-	_, err := mail.ParseAddress(cfg.MailFrom)
-	switch {
-	case cfg.SMTPURL == "" && cfg.EmailVerification && !cfg.dev:
+	needed := cfg.SMTPURL != "" || cfg.EmailVerification && !cfg.dev
+	if needed && cfg.SMTPURL == "" {
 		p.add("SMTP_URL", "is required: smtp://user:password@host:587 (or EMAIL_VERIFICATION=false)")
-	case cfg.MailFrom != "" && err != nil, cfg.MailFrom == "" && cfg.SMTPURL != "":
+	}
+	_, err := mail.ParseAddress(cfg.MailFrom)
+	if err != nil && (needed || cfg.MailFrom != "") {
 		p.add("MAIL_FROM", "must be an address such as Roster <no-reply@example.com>")
 	}
 	if cfg.SMTPURL != "" {

@@ -135,6 +135,9 @@ func poolConfig(cfg config) (*pgxpool.Config, error) {
 	pc.HealthCheckPeriod = 15 * time.Second
 	pc.PingTimeout = time.Second
 	pc.ConnConfig.ConnectTimeout = 3 * time.Second
+	pc.ConnConfig.OnPgError = func(_ *pgconn.PgConn, e *pgconn.PgError) bool {
+		return e.SeverityUnlocalized != "FATAL" && e.Code != "25006"
+	}
 	pc.ConnConfig.Tracer = acquireLimit{}
 	pc.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		// Times are UTC in the API, whatever the zone of this machine.

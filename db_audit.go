@@ -57,6 +57,9 @@ type exportedMail struct {
 	SentAt    *time.Time `json:"sent_at"`
 }
 
+// maxExportedEvents bounds the newest events of an export: it is made in memory.
+const maxExportedEvents = 10_000
+
 // exportUser reads one snapshot.
 func (d db) exportUser(ctx context.Context, u user, current string) (e export, err error) {
 	e.User = u
@@ -87,8 +90,9 @@ func (d db) exportUser(ctx context.Context, u user, current string) (e export, e
 			return err
 		}
 		e.AuditEvents, err = many[auditEvent](ctx, tx, `
-			select id, action, actor_id, organization_id, subject_id, host(ip) as ip, detail, created_at
-			from audit_events where actor_id = $1 or subject_id = $1 order by id desc`, u.ID)
+			select id, action, actor_id, organization_id, subject_id, detail, created_at,
+				case when actor_id is null or actor_id = $1 then host(ip) end as ip -- nobody else's
+			from audit_events where actor_id = $1 or subject_id = $1 order by id desc limit $2`, u.ID, maxExportedEvents)
 		return err
 	})
 }

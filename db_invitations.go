@@ -22,7 +22,8 @@ func (d db) upsertInvitation(ctx context.Context, id, organizationID, email, rol
 		insert into invitations as i (id, organization_id, email, role, invited_by, expires_at)
 		values ($1, $2, $3, $4, $5, now() + $6::interval)
 		on conflict (organization_id, email) do update
-			set role = excluded.role, invited_by = excluded.invited_by, expires_at = excluded.expires_at
+			set role = excluded.role, invited_by = excluded.invited_by, expires_at = excluded.expires_at,
+				token_hash = case when i.expires_at > now() then i.token_hash end
 		returning id, email, role, invited_by, created_at, expires_at`, id, organizationID, email, role, invitedBy, ttl)
 }
 
@@ -72,12 +73,12 @@ func (d db) deleteInvitationByToken(ctx context.Context, hash []byte) (takenInvi
 
 // insertInvitationMail is insertMail to an address that need not have an account.
 func (d db) insertInvitationMail(ctx context.Context, invitationID, email string) error {
-	return d.exec(ctx, `
+	return inOrder(d.lockMailCap(ctx, email, mailInvitation), d.exec(ctx, `
 		insert into mails (id, kind, recipient, invitation_id)
 		select $1, $2, $3, $4
 		where not exists (select 1 from mails m where m.invitation_id = $4 and m.created_at > now() - interval '1 minute')
 			and (select count(*) from mails m where m.recipient = $3 and m.kind = $2
-				and m.created_at > now() - interval '1 hour') < 5`, newID(), mailInvitation, email, invitationID)
+				and m.created_at > now() - interval '1 hour') < 5`, newID(), mailInvitation, email, invitationID))
 }
 
 // invitationMail is what the text of an invitation says.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"time"
 )
@@ -24,6 +25,9 @@ func (d db) insertMail(ctx context.Context, email, kind string) error {
 // insertMailTo is insertMail to another address, which stands for what the user is about to become; session is the
 // one that asks.
 func (d db) insertMailTo(ctx context.Context, email, kind string, recipient, session *string) error {
+	if err := d.lockMailCap(ctx, *cmp.Or(recipient, &email), kind); err != nil {
+		return err
+	}
 	return d.exec(ctx, `
 		insert into mails (id, user_id, kind, recipient, session_id)
 		select $1, u.id, $3, coalesce($4, u.email), $5 from users u
@@ -34,9 +38,18 @@ func (d db) insertMailTo(ctx context.Context, email, kind string, recipient, ses
 				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind, recipient, session)
 }
 
+// lockMailCap makes those who mail one kind to one address wait for each other until the transaction ends, so that
+// none counts past another (R42). It comes after the lock on the user.
+func (d db) lockMailCap(ctx context.Context, recipient, kind string) error {
+	return d.exec(ctx, `select pg_advisory_xact_lock(hashtextextended($1 || ' ' || $2, 0))`, kind, recipient)
+}
+
 // insertUnsentMail writes what insertMail would have, for an address without an account: as much work, as long, and
 // as limited, but nothing to send (R37).
 func (d db) insertUnsentMail(ctx context.Context, email, kind string) error {
+	if err := d.lockMailCap(ctx, email, kind); err != nil {
+		return err
+	}
 	return d.exec(ctx, `
 		insert into mails (id, kind, recipient, sent_at)
 		select $1, $3, $2, now()
@@ -71,15 +84,26 @@ func (d db) updateMailRetry(ctx context.Context, id string, delay time.Duration)
 	return d.exec(ctx, `update mails set next_attempt_at = now() + $2::interval where id = $1`, id, delay)
 }
 
-// upsertMailToken makes hash the one live token of the mail's owner for a purpose; older ones are void (R62). It locks
-// the mail, so that voidMailTokens either sees the token or has taken the mail away: then it is pgx.ErrNoRows.
-func (d db) upsertMailToken(ctx context.Context, hash []byte, m mailRow, purpose string, ttl time.Duration) error {
+// lockMailOwner locks the user that a mail is for; pgx.ErrNoRows when the mail is gone.
+func (d db) lockMailOwner(ctx context.Context, mailID string) error {
+	return d.q.QueryRow(ctx, `
+		select u.id from users u join mails m on m.user_id = u.id where m.id = $1
+		for no key update of u`, mailID).Scan(nil)
+}
+
+// upsertMailToken makes hash the one live token of the mail's owner for a purpose; older ones are void (R62). The
+// owner is locked, so voidMailTokens either sees the token or has taken the mail away: then it is pgx.ErrNoRows, as
+// it is for a mail that was late: what its owner asked for since, by a mail of one of kinds, must not be voided by it.
+func (d db) upsertMailToken(ctx context.Context, hash []byte, m mailRow, purpose string, ttl time.Duration, kinds []string) error {
 	return d.execOne(ctx, `
-		with live as (select user_id, recipient, session_id from mails where id = $2 for update)
+		with live as (
+			select user_id, recipient, session_id from mails m
+			where id = $2 and failed_at is null and not exists (select 1 from mails newer
+				where newer.user_id = m.user_id and newer.kind = any($5) and newer.created_at > m.created_at))
 		insert into mail_tokens (token_hash, user_id, purpose, email, session_id, expires_at)
 		select $1, user_id, $3, recipient, session_id, now() + $4::interval from live
 		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, email = excluded.email,
-			session_id = excluded.session_id, expires_at = excluded.expires_at`, hash, m.ID, purpose, ttl)
+			session_id = excluded.session_id, expires_at = excluded.expires_at`, hash, m.ID, purpose, ttl, kinds)
 }
 
 // mailToken is a token that was consumed: whose it was, the address it was mailed to, and the session that asked.
@@ -97,10 +121,10 @@ func (d db) deleteMailToken(ctx context.Context, hash []byte, purpose string) (m
 		returning user_id, email, session_id`, hash, purpose)
 }
 
-// voidMailTokens ends every token of a user. Mails that would carry one go first: a sender that is making its token
-// holds the mail's row, and what it made is there to delete afterwards.
+// voidMailTokens ends every token of a user, whose row is locked, and takes away the mails that would carry one.
 func (d db) voidMailTokens(ctx context.Context, userID string) error {
 	return inOrder(
 		d.exec(ctx, `delete from mails where user_id = $1 and sent_at is null and kind = any($2)`, userID, tokenKinds),
 		d.exec(ctx, `delete from mail_tokens where user_id = $1`, userID))
 }
+

@@ -17,20 +17,34 @@ type signedInUser struct {
 	}
 }
 
-// callerBySession loads user, session and, when the path names an organization, the role in it, in one query;
-// errInvalidToken when user or session has ended. It runs on every request, so it scans by position.
-func (d db) callerBySession(ctx context.Context, sessionID, userID string, organizationID *string) (signedInUser, error) {
-	var r signedInUser
-	u := &r.user
-	err := d.q.QueryRow(ctx, `
+// callerBySession loads user and session in one query; errInvalidToken when either has ended. It runs on every
+// request: it scans by position, and joins memberships only for a path that names an organization.
+func (d db) callerBySession(ctx context.Context, sessionID, userID string) (r signedInUser, err error) {
+	err = d.q.QueryRow(ctx, `
+		select u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at,
+			s.generation, s.confirmed, s.created_at, ''
+		from sessions s join users u on u.id = s.user_id
+		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID).
+		Scan(r.columns()...)
+	return r, orElse(err, errInvalidToken)
+}
+
+// callerInOrganization is callerBySession with the role in an organization.
+func (d db) callerInOrganization(ctx context.Context, sessionID, userID, organizationID string) (r signedInUser, err error) {
+	err = d.q.QueryRow(ctx, `
 		select u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at,
 			s.generation, s.confirmed, s.created_at, coalesce(m.role, '')
 		from sessions s join users u on u.id = s.user_id
 			left join memberships m on m.organization_id = $3 and m.user_id = u.id
 		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID, organizationID).
-		Scan(&u.ID, &u.Email, &u.Name, &u.Role, &u.EmailVerified, &u.Disabled, &u.CreatedAt, &u.UpdatedAt,
-			&r.session.Generation, &r.session.Confirmed, &r.session.CreatedAt, &r.role)
+		Scan(r.columns()...)
 	return r, orElse(err, errInvalidToken)
+}
+
+func (r *signedInUser) columns() []any {
+	u := &r.user
+	return []any{&u.ID, &u.Email, &u.Name, &u.Role, &u.EmailVerified, &u.Disabled, &u.CreatedAt, &u.UpdatedAt,
+		&r.session.Generation, &r.session.Confirmed, &r.session.CreatedAt, &r.role}
 }
 
 // confirmSession notes that the tokens of a generation have arrived.

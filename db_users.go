@@ -160,13 +160,18 @@ func (d db) lockUser(ctx context.Context, id string) (user, error) {
 		from users where id = $1 for no key update`, id)
 }
 
-// deleteUser takes sessions, tokens, mails, memberships and invitations along, and the addresses from the audit
-// trail; pgx.ErrNoRows when the version is not one of those allowed.
-func (d db) deleteUser(ctx context.Context, id string, allowed versions) error {
+// deleteUser takes sessions, tokens, mails, memberships and invitations along, also those that only know the address,
+// and the client addresses from the audit trail; pgx.ErrNoRows when the version is not one of those allowed.
+func (d db) deleteUser(ctx context.Context, u user, allowed versions) error {
 	return inOrder(
-		d.exec(ctx, `update audit_events set ip = null where actor_id = $1 and ip is not null`, id),
+		d.exec(ctx, `update audit_events set ip = null
+			where (actor_id = $1 or actor_id is null and subject_id = $1) and ip is not null`, u.ID),
+		d.exec(ctx, `delete from mails where recipient = $2 or recipient in (
+			select recipient from mails where user_id = $1)`, u.ID, u.Email),
+		d.exec(ctx, `delete from invitations where email = $1`, u.Email),
 		d.execOne(ctx, `
-		delete from users where id = $1 and ($2::timestamptz[] is null or updated_at = any($2))`, id, allowed))
+			delete from users
+			where id = $1 and ($2::timestamptz[] is null or updated_at = any($2))`, u.ID, allowed))
 }
 
 func (d db) emailTaken(ctx context.Context, email string) (taken bool, err error) {

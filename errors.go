@@ -116,6 +116,10 @@ func toAPIError(err error) *apiError {
 	if errors.As(err, &tooLarge) {
 		return errTooLarge
 	}
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) { // whatever the reason: refused, no such role, wrong password
+		return errDatabase.because(err)
+	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		if known := constraintErrors[pg.ConstraintName]; known != nil {
@@ -133,9 +137,8 @@ func toAPIError(err error) *apiError {
 		}
 		return errInternal.because(err)
 	}
-	var connect *pgconn.ConnectError
 	var network net.Error
-	if errors.As(err, &connect) || errors.As(err, &network) || pgconn.Timeout(err) ||
+	if errors.As(err, &network) || pgconn.Timeout(err) ||
 		errors.Is(err, context.DeadlineExceeded) || connectionLost(err) {
 		return errDatabase.because(err)
 	}

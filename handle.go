@@ -71,6 +71,10 @@ func (s *server) serve(rt route) http.HandlerFunc {
 		}
 		w.userID = c.user.ID
 		if rt.raw != nil {
+			if _, err := parseQuery(r.URL.RawQuery, nil); err != nil {
+				s.writeError(w, r, err)
+				return
+			}
 			rt.raw(w, r)
 			return
 		}

@@ -102,8 +102,8 @@ type deleteUserInput struct {
 }
 
 func (s *server) deleteUser(ctx context.Context, c caller, in deleteUserInput) (none, error) {
-	return none{}, s.changeAccess(ctx, in.UserID, func(tx db, _ user) error {
-		if err := tx.deleteUser(ctx, in.UserID, in.IfMatch); err != nil {
+	return none{}, s.changeAccess(ctx, in.UserID, func(tx db, before user) error {
+		if err := tx.deleteUser(ctx, before, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
 		if in.UserID == c.user.ID {

@@ -152,10 +152,20 @@ func (s *server) rehash(ctx context.Context, account account, password string) (
 	if err != nil {
 		return "", err
 	}
-	if err := s.db.updatePasswordHash(ctx, account.ID, account.PasswordHash, hash); err != nil {
+	err = s.db.updatePasswordHash(ctx, account.ID, account.PasswordHash, hash)
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return hash, err
+	}
+	// Another sign-in was first, or the password changed: what is stored now decides.
+	now, err := s.db.accountByEmail(ctx, account.Email)
+	if err != nil {
 		return "", orElse(err, errInvalidGrant)
 	}
-	return hash, nil
+	ok, _, err := s.passwords.verify(ctx, now.PasswordHash, password)
+	if err == nil && (!ok || now.ID != account.ID) {
+		err = errInvalidGrant
+	}
+	return now.PasswordHash, err
 }
 
 // maxSessions is how many devices a user can be signed in on; the oldest makes room (R56).
@@ -214,8 +224,9 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 	}
 	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.user.ID)
 	err = s.db.inTx(ctx, func(tx db) error { // committed before the refusal
+		c.user = found.user
 		return inOrder(tx.deleteReusedSession(ctx, sessionID, generation),
-			tx.audit(ctx, c, "session.reuse_detected", nil, &sessionID, map[string]any{"user_id": found.user.ID}))
+			tx.audit(ctx, c, "session.reuse_detected", nil, &sessionID, nil))
 	})
 	return tokens{}, cmp.Or(err, error(errInvalidGrant))
 }

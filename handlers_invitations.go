@@ -23,6 +23,10 @@ func (s *server) createInvitation(ctx context.Context, c caller, in createInvita
 		if !manages(role, in.Role) {
 			return errForbidden
 		}
+		// Whoever disables or deletes the caller at this moment waits, and then voids this invitation too (R76).
+		if err := tx.lockActiveUser(ctx, c.user.ID); err != nil {
+			return orElse(err, errInvalidToken)
+		}
 		member, pending, err := tx.invitationFacts(ctx, in.OrganizationID, in.Email)
 		switch {
 		case err != nil:
@@ -103,10 +107,11 @@ func (s *server) takeInvitation(ctx context.Context, token string, fn func(tx db
 			return orElse(err, errBadMailToken)
 		}
 		// Again, now that nobody can renew it: the role is the one of the row (R75).
-		if i, err = tx.deleteInvitationByToken(ctx, hashMailToken(token)); err != nil {
+		taken, err := tx.deleteInvitationByToken(ctx, hashMailToken(token))
+		if err != nil {
 			return orElse(err, errBadMailToken)
 		}
-		return fn(tx, i)
+		return fn(tx, taken)
 	})
 }
 

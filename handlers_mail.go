@@ -53,6 +53,9 @@ func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput)
 		if err := tx.updateEmailVerified(ctx, account.ID, account.PasswordHash); err != nil {
 			return orElse(err, errBadMailToken)
 		}
+		if err := tx.deleteSessions(ctx, account.ID, nil); err != nil {
+			return err
+		}
 		if session, err = s.startSession(ctx, tx, c, account.ID, account.PasswordHash); err != nil {
 			return err
 		}

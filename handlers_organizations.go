@@ -189,7 +189,7 @@ func (s *server) updateMembership(ctx context.Context, c caller, in updateMember
 			}
 		}
 		if m, err = tx.updateMembership(ctx, in.OrganizationID, in.UserID, in.Role, in.IfMatch); err != nil {
-			return orElse(err, errStale)
+			return orElse(err, in.IfMatch.missing())
 		}
 		return inOrder(tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, in.Role),
 			tx.audit(ctx, c, "membership.updated", &in.OrganizationID, &in.UserID, map[string]any{"role": in.Role, "from": old}))
@@ -213,7 +213,7 @@ func (s *server) deleteMembership(ctx context.Context, c caller, in membershipIn
 			return errForbidden
 		}
 		if err := tx.deleteMembership(ctx, in.OrganizationID, in.UserID, in.IfMatch); err != nil {
-			return orElse(err, errStale)
+			return orElse(err, in.IfMatch.missing())
 		}
 		return inOrder(tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, ""),
 			tx.audit(ctx, c, "membership.deleted", &in.OrganizationID, &in.UserID, map[string]any{"role": old}))

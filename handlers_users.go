@@ -62,12 +62,16 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 const recentSignIn = 15 * time.Minute
 
 // deleteMe deletes the account and everything personal; 409 while the caller is the last active owner of something.
-func (s *server) deleteMe(ctx context.Context, c caller, _ none) (none, error) {
+type deleteMeInput struct {
+	IfMatch versions `header:"If-Match"`
+}
+
+func (s *server) deleteMe(ctx context.Context, c caller, in deleteMeInput) (none, error) {
 	if time.Since(c.signedIn) > recentSignIn {
 		return none{}, errRecentSignIn
 	}
 	return none{}, s.changeAccess(ctx, c.user.ID, func(tx db, before user) error {
-		return inOrder(tx.deleteUser(ctx, before.ID, nil), tx.audit(ctx, caller{user: before}, "user.deleted", nil, &before.ID, nil))
+		return inOrder(orElse(tx.deleteUser(ctx, before, in.IfMatch), errStale), tx.audit(ctx, caller{user: before}, "user.deleted", nil, &before.ID, nil))
 	})
 }
 

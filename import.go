@@ -51,6 +51,10 @@ type copier interface {
 	CopyFrom(context.Context, pgx.Identifier, []string, pgx.CopyFromSource) (int64, error)
 }
 
+var errLongLine = fmt.Errorf("is longer than %d bytes", maxImportLine)
+
+var errImportUsage = usageError("import [--atomic] [--dry-run] FILE.ndjson, or - for standard input")
+
 // errBadLines ends the command when not every line went in; each was named.
 var errBadLines = errors.New("some lines were not imported")
 
@@ -69,11 +73,11 @@ func runImport(ctx context.Context, args []string, lookup envconfig.Lookuper, ou
 		case file == "" && (arg == "-" || !strings.HasPrefix(arg, "-")):
 			file = arg
 		default:
-			file = ""
+			return errImportUsage
 		}
 	}
 	if file == "" {
-		return usageError("import [--atomic] [--dry-run] FILE.ndjson, or - for standard input")
+		return errImportUsage
 	}
 	url, err := databaseURLFrom(lookup)
 	if err != nil {
@@ -148,6 +152,9 @@ func (im *importer) readLines(ctx context.Context, in *bufio.Reader) error {
 		if err == io.EOF {
 			return im.flush(ctx)
 		}
+		if err != nil && !errors.Is(err, errLongLine) {
+			return err
+		}
 		im.line++
 		if err == nil && len(strings.TrimSpace(string(line))) == 0 {
 			continue
@@ -165,6 +172,9 @@ func (im *importer) readLines(ctx context.Context, in *bufio.Reader) error {
 			if err := im.flush(ctx); err != nil {
 				return err
 			}
+			if !onTerminal(im.out) {
+				fmt.Fprintf(im.out, "%d lines read\n", im.line)
+			}
 		}
 	}
 }
@@ -173,7 +183,7 @@ func (im *importer) readLines(ctx context.Context, in *bufio.Reader) error {
 func readLine(in *bufio.Reader) (line []byte, err error) {
 	for {
 		part, more, err := in.ReadLine()
-		if err != nil {
+		if err != nil && (err != io.EOF || line == nil) {
 			return nil, err
 		}
 		if len(line) <= maxImportLine {
@@ -184,7 +194,7 @@ func readLine(in *bufio.Reader) (line []byte, err error) {
 		}
 	}
 	if len(line) > maxImportLine {
-		return nil, fmt.Errorf("is longer than %d bytes", maxImportLine)
+		return nil, errLongLine
 	}
 	return line, nil
 }
@@ -193,7 +203,8 @@ func readLine(in *bufio.Reader) (line []byte, err error) {
 func (im *importer) parse(line []byte) ([]any, error) {
 	u := importedUser{Role: "user"}
 	if err := json.Unmarshal(line, &u, json.RejectUnknownMembers(true)); err != nil {
-		return nil, errors.New("is not a JSON object of known fields: " + strings.ReplaceAll(err.Error(), "\n", " "))
+		reason := []rune(strings.ReplaceAll(err.Error(), "\n", " "))
+		return nil, errors.New("is not a JSON object of known fields: " + string(reason[:min(len(reason), 200)]))
 	}
 	var bad []string
 	check := func(field, rule, value string) string {
@@ -250,13 +261,16 @@ func (im *importer) flush(ctx context.Context) error {
 
 // newProgress is a bar with rate and remaining time on a terminal, and a plain line now and then elsewhere.
 func newProgress(out io.Writer, size int64) *progressbar.ProgressBar {
-	f, ok := out.(*os.File)
-	onTerminal := ok && term.IsTerminal(int(f.Fd()))
 	options := []progressbar.Option{progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true),
 		progressbar.OptionSetDescription("importing"), progressbar.OptionSetPredictTime(true),
 		progressbar.OptionThrottle(100 * time.Millisecond), progressbar.OptionClearOnFinish()}
-	if !onTerminal {
+	if !onTerminal(out) {
 		options = []progressbar.Option{progressbar.OptionSetWriter(io.Discard)}
 	}
 	return progressbar.NewOptions64(size, options...)
+}
+
+func onTerminal(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -64,6 +65,16 @@ func (s *server) mailKinds() map[string]mailKind {
 	}
 }
 
+// kindsFor returns the kinds of mail that carry tokens of a purpose.
+func (s *server) kindsFor(purpose string) (kinds []string) {
+	for name, kind := range s.mailKinds() {
+		if kind.purpose == purpose {
+			kinds = append(kinds, name)
+		}
+	}
+	return kinds
+}
+
 // message is a mail ready to be sent.
 type message struct {
 	ID      string // stable over attempts: the Message-ID is made of it
@@ -72,6 +83,11 @@ type message struct {
 	Text    string
 	HTML    string
 	Token   string // for dev, which prints it
+}
+
+// hide takes the address and the token out of what a server says: it may repeat what it refuses (R96).
+func (m message) hide(text string) string {
+	return strings.NewReplacer(m.To, "(recipient)", cmp.Or(m.Token, m.To), "(token)").Replace(text)
 }
 
 //go:embed mails
@@ -194,6 +210,9 @@ func (s *server) sendNextMail(stopping context.Context) error {
 	if err != nil {
 		return err
 	}
+	if m.Age > mailMaxAge && m.Attempts == 1 {
+		return s.db.updateMailFailed(ctx, m.ID)
+	}
 	kind, known := s.mailKinds()[m.Kind]
 	if !known {
 		return fmt.Errorf("mail %s is of the unknown kind %q", m.ID, m.Kind)
@@ -206,10 +225,19 @@ func (s *server) sendNextMail(stopping context.Context) error {
 		if kind.purpose == purposeInvitation {
 			invited, err = s.db.updateInvitationToken(ctx, hash, m.ID)
 		} else {
-			err = s.db.upsertMailToken(ctx, hash, m, kind.purpose, kind.ttl)
+			err = s.db.inTx(ctx, func(tx db) error {
+				// The owner first, as in every flow of theirs: a reset at this moment waits, or is waited for (R82).
+				if err := tx.lockMailOwner(ctx, m.ID); err != nil {
+					return err
+				}
+				return tx.upsertMailToken(ctx, hash, m, kind.purpose, kind.ttl, s.kindsFor(kind.purpose))
+			})
+		}
+		if errors.Is(err, pgx.ErrNoRows) { // the mail was voided meanwhile, or a newer one has taken its place
+			return s.db.updateMailFailed(ctx, m.ID)
 		}
 		if err != nil {
-			return orElse(err, nil) // the mail was voided meanwhile
+			return err
 		}
 	}
 	msg, err := s.render(m, token, invited)
@@ -220,7 +248,7 @@ func (s *server) sendNextMail(stopping context.Context) error {
 		return s.db.updateMailSent(ctx, m.ID)
 	}
 	retry := !errors.Is(err, errRefused) && m.Age < mailMaxAge
-	s.log.Warn("mail not delivered", "mail_id", m.ID, "kind", m.Kind, "attempts", m.Attempts, "retry", retry, "cause", err.Error())
+	s.log.Warn("mail not delivered", "mail_id", m.ID, "kind", m.Kind, "attempts", m.Attempts, "retry", retry, "cause", msg.hide(err.Error()))
 	if !retry {
 		return s.db.updateMailFailed(ctx, m.ID)
 	}

@@ -141,6 +141,15 @@ func etag(updatedAt time.Time) string {
 // versions are the updated_at values that an If-Match header allows; nil allows any.
 type versions []time.Time
 
+// missing is what it means that no row of these versions was found: with If-Match another version is there, without
+// it the row has gone meanwhile.
+func (v versions) missing() error {
+	if v == nil {
+		return errNotFound
+	}
+	return errStale
+}
+
 // parseIfMatch reads RFC 9110 section 13.1.1: "*" or a list of tags. Weak and foreign tags match nothing.
 func parseIfMatch(header string) versions {
 	if header == "" || strings.TrimSpace(header) == "*" {
@@ -149,7 +158,7 @@ func parseIfMatch(header string) versions {
 	allowed := versions{}
 	for _, tag := range strings.Split(header, ",") {
 		micros, err := strconv.ParseInt(strings.Trim(strings.TrimSpace(tag), `"`), 36, 64)
-		if t := time.UnixMicro(micros); err == nil && micros < maxMicros && etag(t) == strings.TrimSpace(tag) {
+		if t := time.UnixMicro(micros); err == nil && micros >= 0 && micros < maxMicros && etag(t) == strings.TrimSpace(tag) {
 			allowed = append(allowed, t)
 		}
 	}

@@ -312,7 +312,7 @@ func (g *generator) schema(t reflect.Type) object {
 		g.schemas[name] = nil // a type that holds itself finds its name here
 		for _, f := range reflect.VisibleFields(t) {
 			tag, ok := f.Tag.Lookup("json")
-			if !ok {
+			if !ok || tag == "-" {
 				continue
 			}
 			tag, options, _ := strings.Cut(tag, ",")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -62,18 +61,20 @@ func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 }
 
 // verify compares password with a stored PHC string; weak says that it should be hashed anew. An empty string stands
-// for an account that does not exist or has no password: it costs the same and matches nothing.
+// for an account that does not exist or has no password.
 func (p *passwords) verify(ctx context.Context, phc, password string) (ok, weak bool, err error) {
-	stored, err := parseHash(cmp.Or(phc, p.dummy))
-	if err != nil {
-		return false, false, fmt.Errorf("stored password hash %w", err)
+	// A hash that cannot be read matches nothing, and costs the same.
+	stored, err := parseHash(phc)
+	readable := err == nil
+	if !readable {
+		stored, _ = parseHash(p.dummy)
 	}
 	leave, err := p.enter(ctx)
 	if err != nil {
 		return false, false, err
 	}
 	defer leave()
-	return stored.matches(password) && phc != "", !stored.current, nil
+	return stored.matches(password) && readable, !stored.current, nil
 }
 
 // enter waits for a place in the gate.
@@ -108,6 +109,9 @@ func (p *passwords) problem(password string) (code, detail string) {
 		return "password_too_short", fmt.Sprintf("must have at least %d characters", p.minLength)
 	case n > maxPasswordPoints || len(password) > maxPasswordBytes:
 		return "password_too_long", fmt.Sprintf("must have at most %d characters", maxPasswordPoints)
+	}
+	if strings.ContainsRune(password, 0) || !utf8.ValidString(password) {
+		return "forbidden_character", "must be text that a form can carry"
 	}
 	return "", ""
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,7 @@ import (
 // Hashes that another system made: sign-in accepts them and replaces them by today's. Each kind has a ceiling, so that
 // no imported row can stall sign-in.
 const (
+	maxHashBytes        = 512
 	maxBcryptCost       = 14        // about a second
 	maxPBKDF2Iterations = 2_000_000 // about a second
 	maxScryptBytes      = 256 << 20 // 128 × N × r
@@ -33,6 +35,9 @@ var errHashKind = errors.New("is of an unknown kind: Argon2, bcrypt, scrypt (PHC
 
 // parseHash recognises a stored hash by its beginning.
 func parseHash(hash string) (storedHash, error) {
+	if len(hash) > maxHashBytes || strings.ContainsFunc(hash, func(c rune) bool { return c < '!' || c > '~' }) {
+		return storedHash{}, errHashKind
+	}
 	kind, _, _ := strings.Cut(strings.TrimPrefix(hash, "$"), "$")
 	switch kind {
 	case "argon2id", "argon2i":
@@ -74,9 +79,11 @@ func parseArgon2(phc string) (storedHash, error) {
 	}, f[1] == "argon2id" && a == currentParams}, nil
 }
 
+var bcryptPattern = regexp.MustCompile(`^\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}$`)
+
 func parseBcrypt(hash string) (storedHash, error) {
 	cost, err := bcrypt.Cost([]byte(hash))
-	if err != nil || len(hash) != 60 {
+	if err != nil || !bcryptPattern.MatchString(hash) {
 		return storedHash{}, errors.New("is not a whole bcrypt hash")
 	}
 	if cost > maxBcryptCost {
@@ -96,7 +103,8 @@ func parseScrypt(phc string) (storedHash, error) {
 	if len(f) != 5 {
 		return storedHash{}, errors.New("is not a whole scrypt PHC string")
 	}
-	if n, err := fmt.Sscanf(f[2], "ln=%d,r=%d,p=%d", &ln, &r, &p); n != 3 || err != nil {
+	if n, err := fmt.Sscanf(f[2], "ln=%d,r=%d,p=%d", &ln, &r, &p); n != 3 || err != nil ||
+		fmt.Sprintf("ln=%d,r=%d,p=%d", ln, r, p) != f[2] {
 		return storedHash{}, errors.New("has scrypt parameters that cannot be read")
 	}
 	if ln < 1 || ln > 20 || r < 1 || r > 32 || p < 1 || p > 4 || 128*r<<ln > maxScryptBytes {

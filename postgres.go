@@ -182,12 +182,17 @@ func initPostgres(command func(string, ...string) *exec.Cmd, binDir, dataDir, pa
 			return err
 		}
 	}
-	initdb := command(filepath.Join(binDir, "initdb"), "-D", unfinished, "-U", "roster", "-A", "scram-sha-256",
-		"--pwfile="+passwordFile, "-E", "UTF8", "--locale=C", "--no-sync")
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return fmt.Errorf("initdb: %w\n%s", err, out)
+	var err error
+	for _, ctype := range []string{"C.UTF-8", "C"} { // the first knows capitals beyond ASCII; not every system has it
+		initdb := command(filepath.Join(binDir, "initdb"), "-D", unfinished, "-U", "roster", "-A", "scram-sha-256",
+			"--pwfile="+passwordFile, "-E", "UTF8", "--locale=C", "--lc-ctype="+ctype, "--no-sync")
+		var out []byte
+		if out, err = initdb.CombinedOutput(); err == nil {
+			return os.Rename(unfinished, dataDir)
+		}
+		err = fmt.Errorf("initdb: %w\n%s", err, out)
 	}
-	return os.Rename(unfinished, dataDir)
+	return err
 }
 
 func freePort() (int, error) {

@@ -21,8 +21,8 @@ func (d db) prune(ctx context.Context, auditRetention time.Duration) (deleted in
 	}{
 		{`delete from sessions where id in (select id from sessions where expires_at < now() limit $1)`, nil},
 		{`delete from mail_tokens where token_hash in (select token_hash from mail_tokens where expires_at < now() limit $1)`, nil},
-		{`delete from invitations where id in (select id from invitations where expires_at < now() limit $1)`, nil},
-		{`delete from throttles where key in (select key from throttles where ends_at < now() limit $1)`, nil},
+		{`delete from invitations where expires_at < now() and id in (select id from invitations where expires_at < now() limit $1)`, nil},
+		{`delete from throttles where ends_at < now() and key in (select key from throttles where ends_at < now() limit $1)`, nil},
 		// Sent mails count for the caps of an hour; failed ones stay for a look.
 		{`delete from mails where id in (
 			select id from mails where coalesce(sent_at, failed_at) < now() - interval '7 days' limit $1)`, nil},

@@ -49,8 +49,12 @@ func newSMTPSender(smtpURL, from string, dev bool) (*smtpSender, error) {
 		port = u.Port()
 	}
 	s.implicit, s.plain = u.Scheme == "smtps", u.Scheme == "smtp+plain"
-	s.port, err = strconv.Atoi(port)
-	return s, err
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return nil, errors.New("has no such port")
+	}
+	s.port = int(number)
+	return s, nil
 }
 
 // deliver holds one SMTP conversation. Any error but errRefused is worth another attempt.

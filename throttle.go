@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -65,8 +66,8 @@ func (s *server) checkPassword(ctx context.Context, c caller, email, hash, passw
 		return false, false, err
 	}
 	ok, weak, err = s.passwords.verify(ctx, hash, password)
-	if ok && s.cfg.Throttle != "off" {
-		err = s.db.decrementThrottles(ctx, keysOf(attempts))
+	if (ok || err != nil) && s.cfg.Throttle != "off" { // without a verdict nothing was guessed
+		err = cmp.Or(err, s.db.decrementThrottles(context.WithoutCancel(ctx), keysOf(attempts)))
 	}
 	return ok, weak, err
 }

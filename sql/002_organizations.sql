@@ -48,7 +48,7 @@ create index invitations_organization_id_idx on invitations (organization_id, id
 create index invitations_invited_by_idx on invitations (invited_by);
 
 alter table mails add column invitation_id uuid
-    constraint mails_invitation_id_fkey references invitations on delete cascade;
+    constraint mails_invitation_id_fkey references invitations on delete set null; -- withdrawn, it still counts for the caps
 create index mails_invitation_id_idx on mails (invitation_id);
 
 -- Who did what to whom, from where. No foreign keys: the trail outlives what it tells of, and holds ids, not names.

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"unicode/utf8"
+)
+
+// foreignHashes are hashes of testPassword that other programs made, at the lowest cost that they offer.
+var foreignHashes = map[string]string{
+	// htpasswd -nbBC 5 x 'correct horse battery'
+	"htpasswd": "$2y$05$Mug8xFH8k5d0d362YtsyJ.HiuLRxLd4zcRCnDsUydl5caXS75hJrK",
+	// php -r 'echo password_hash("correct horse battery", PASSWORD_BCRYPT, ["cost" => 5]);'
+	"PHP": "$2y$05$QjlqQFTUfqSjZaZj52JFB.G8IA2GNILQTaX7kxTII0emDpgULV5/e",
+	// python3 -c 'import crypt; print(crypt.crypt("correct horse battery", "$2a$05$abcdefghijklmnopqrstu."))'
+	"bcrypt 2a": "$2a$05$abcdefghijklmnopqrstu.qddzwtzbaQLUId2OAaO45t9g8wH6VC.",
+	// python3 -c 'import bcrypt; print(bcrypt.hashpw(b"correct horse battery", bcrypt.gensalt(5)).decode())'
+	"bcrypt 2b": "$2b$05$piCR3bddlSmg2NJng2mHEuRpsXtU6BVFw.hetRe94d6FAUjSNDgJe",
+	// printf 'correct horse battery' | argon2 somesalt12345678 -id -t 1 -k 64 -p 1 -l 32 -e
+	"Argon2id": "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQxMjM0NTY3OA$bH+kGuewDq9DAPjDN5OGN0CeLFEXtpnENjq2nGPqNYs",
+	// printf 'correct horse battery' | argon2 somesalt12345678 -i -t 3 -k 64 -p 2 -l 24 -e
+	"Argon2i": "$argon2i$v=19$m=64,t=3,p=2$c29tZXNhbHQxMjM0NTY3OA$8u/laAQJHDhITYU4vjkKsnXDKUlyn9a6",
+	// python3 -c 'from passlib.hash import scrypt; print(scrypt.using(rounds=10).hash("correct horse battery"))'
+	"passlib scrypt": "$scrypt$ln=10,r=8,p=1$nlNKae2dUyrl3FtLaS1FiA$irYAeWOLRcAyweodK0BSVS6zrWkJkPwGVMEekRd7Ps0",
+	// python3, hashlib.scrypt(b"correct horse battery", salt=bytes(range(16)), n=1024, r=8, p=1, dklen=32), base64 without =
+	"hashlib scrypt": "$scrypt$ln=10,r=8,p=1$AAECAwQFBgcICQoLDA0ODw$hKGWL22WtdGfIbxEPAZ06BS2bWyYKuZIKvypfAlYOWk",
+	// Django 3.2, PBKDF2PasswordHasher().encode("correct horse battery", "seasalt", 1000); hashlib.pbkdf2_hmac gives the same
+	"Django": "pbkdf2_sha256$1000$seasalt$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww=",
+	// Django 3.2, its own salt and iterations
+	"Django as it comes": "pbkdf2_sha256$260000$wTDEAgmFFyARCp2ySXxKLs$wVzT41xYCV5E9qqDCy5T7k8xfXm5+3POG3pWWk7o7Gc=",
+}
+
+// R31: what another implementation hashed signs in and is upgraded; a wrong password neither.
+func TestForeignPasswordHashes(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	for name, hash := range foreignHashes {
+		t.Run(name, func(t *testing.T) {
+			s := s.in(t)
+			s.exec("update users set password_hash = $1", hash)
+			s.signInAs(m.email, testPassword+"!").want(400, "invalid_grant")
+			if scalar[string](s, "select password_hash from users") != hash {
+				t.Error("a wrong password replaced the hash")
+			}
+			s.signInAs(m.email, testPassword).want(200, "")
+			if now := scalar[string](s, "select password_hash from users"); !strings.HasPrefix(now, "$argon2id$v=19$m=19456,t=2,p=1$") {
+				t.Errorf("the hash is %s", now)
+			}
+			s.signInAs(m.email, testPassword+"!").want(400, "invalid_grant")
+			s.signInAs(m.email, testPassword).want(200, "")
+		})
+	}
+}
+
+// R28: bcrypt reads 72 bytes; the hash that replaces it reads all that was typed.
+func TestLongPasswordHashedByBcrypt(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	// python3 -c 'import crypt; print(crypt.crypt("x" * 80, crypt.mksalt(crypt.METHOD_BLOWFISH, rounds=2**5)))'
+	s.exec("update users set password_hash = '$2b$05$crlFNTgdE3ms19i.VofP9.Cr4T9qp3lC7B35IycXjl7QFPxs1YoZC'")
+	s.signInAs(m.email, strings.Repeat("x", 71)).want(400, "invalid_grant")
+	s.signInAs(m.email, strings.Repeat("x", 80)).want(200, "")
+	s.signInAs(m.email, strings.Repeat("x", 79)).want(400, "invalid_grant")
+	s.signInAs(m.email, strings.Repeat("x", 80)).want(200, "")
+}
+
+// No hash costs more than its ceiling: neither a row of the database nor a line of an import.
+func TestHashCeilings(t *testing.T) {
+	t.Parallel()
+	im := &importer{rules: newRules(newPasswords(8))}
+	argon2, scrypt := "$%s$v=19$m=%d,t=%d,p=%d$c29tZXNhbHQxMjM0NTY3OA$bH+kGuewDq9DAPjDN5OGN0CeLFEXtpnENjq2nGPqNYs",
+		"$scrypt$ln=%d,r=%d,p=%d$AAECAwQFBgcICQoLDA0ODw$hKGWL22WtdGfIbxEPAZ06BS2bWyYKuZIKvypfAlYOWk"
+	for _, tc := range []struct {
+		hash string
+		ok   bool
+	}{
+		{fmt.Sprintf(argon2, "argon2id", 256<<10, 10, 16), true},
+		{fmt.Sprintf(argon2, "argon2id", 256<<10+1, 1, 1), false},
+		{fmt.Sprintf(argon2, "argon2id", 64, 11, 1), false},
+		{fmt.Sprintf(argon2, "argon2id", 64, 1, 17), false},
+		{fmt.Sprintf(argon2, "argon2i", 256<<10, 10, 16), true},
+		{fmt.Sprintf(argon2, "argon2i", 256<<10+1, 1, 1), false},
+		{fmt.Sprintf(argon2, "argon2i", 64, 11, 1), false},
+		{strings.Replace(foreignHashes["htpasswd"], "$05$", "$14$", 1), true},
+		{strings.Replace(foreignHashes["htpasswd"], "$05$", "$15$", 1), false},
+		{strings.Replace(foreignHashes["bcrypt 2a"], "$05$", "$31$", 1), false},
+		{fmt.Sprintf(scrypt, 17, 8, 1), true},
+		{fmt.Sprintf(scrypt, 18, 8, 1), true},
+		{fmt.Sprintf(scrypt, 19, 8, 1), false},
+		{fmt.Sprintf(scrypt, 21, 1, 1), false},
+		{fmt.Sprintf(scrypt, 10, 33, 1), false},
+		{fmt.Sprintf(scrypt, 10, 8, 5), false},
+		{fmt.Sprintf(scrypt, 62, 8, 1), false},
+		{strings.Replace(foreignHashes["Django"], "$1000$", "$2000000$", 1), true},
+		{strings.Replace(foreignHashes["Django"], "$1000$", "$2000001$", 1), false},
+		{strings.Replace(foreignHashes["Django"], "$1000$", "$99999999999999999999$", 1), false},
+	} {
+		_, err := parseHash(tc.hash)
+		if (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.hash, err)
+		}
+		_, err = im.parse([]byte(`{"email":"ada@example.com","name":"Ada","password_hash":"` + tc.hash + `"}`))
+		if (err == nil) != tc.ok || err != nil && (!strings.HasPrefix(err.Error(), "password_hash ") || strings.Contains(err.Error(), tc.hash)) {
+			t.Errorf("import of %s: %v", tc.hash, err)
+		}
+	}
+}
+
+func TestMalformedHashes(t *testing.T) {
+	t.Parallel()
+	b64 := base64.RawStdEncoding.EncodeToString
+	for _, hash := range []string{
+		"", "$", "$$", "plain text", "$1$salt$hash", "$5$salt$hash", "$argon2d$v=19$m=64,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA",
+		"{SSHA}AAAA", "bcrypt_sha256$$2b$12$x", "pbkdf2_sha1$1000$seasalt$AAAA", "$2$05$x", "$2x$05$x", "5f4dcc3b5aa765d61d8327deb882cf99",
+		// Argon2
+		"$argon2id$", "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ", "$argon2id$v=16$m=64,t=1,p=1$c29tZXNhbHQxMjM0NTY3OA$vcFAG0kzijNSlx6BfKPGdcqbBcBsGgMh/hBhWGAhppg",
+		"$argon2id$m=64,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", "$argon2id$v=19$t=1,m=64,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA",
+		"$argon2id$v=19$m=64,t=0,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", "$argon2id$v=19$m=64,t=1,p=0$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA",
+		"$argon2id$v=19$m=-64,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", "$argon2id$v=19$m=64,t=1,p=256$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA",
+		"$argon2id$v=19$m=4294967360,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", "$argon2id$v=19$m=064,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA",
+		"$argon2id$v=19$m=64,t=1,p=1,x=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", "$argon2id$v=19$m=64,t=1,p=1$$AAAAAAAAAAAAAAAAAAAAAA",
+		"$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$", "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$AAAA", "$argon2id$v=19$m=64,t=1,p=1$????????????$AAAAAAAAAAAAAAAAAAAAAA",
+		"$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$" + b64(make([]byte, 65)), "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ=$AAAAAAAAAAAAAAAAAAAAAA",
+		// bcrypt
+		"$2a$", "$2a$05$", "$2b$05$tooshort", "$2b$03$" + strings.Repeat("a", 53), "$2b$xx$" + strings.Repeat("a", 53), "$2b$-5$" + strings.Repeat("a", 53),
+		"$2b$05$" + strings.Repeat("a", 54), "$2b$05$" + strings.Repeat("\x00", 53), "$2b$05$" + strings.Repeat("!", 53), "$2b$05$" + strings.Repeat("ä", 26) + "a",
+		// scrypt
+		"$scrypt$", "$scrypt$ln=10,r=8,p=1$AAECAwQFBgcICQoLDA0ODw", "$scrypt$ln=0,r=8,p=1$AAECAwQFBgcICQoLDA0ODw$AAAAAAAAAAAAAAAAAAAAAA",
+		"$scrypt$ln=10,r=0,p=1$AAECAwQFBgcICQoLDA0ODw$AAAAAAAAAAAAAAAAAAAAAA", "$scrypt$ln=10,r=8,p=0$AAECAwQFBgcICQoLDA0ODw$AAAAAAAAAAAAAAAAAAAAAA",
+		"$scrypt$ln=-1,r=8,p=1$AAECAwQFBgcICQoLDA0ODw$AAAAAAAAAAAAAAAAAAAAAA", "$scrypt$r=8,ln=10,p=1$AAECAwQFBgcICQoLDA0ODw$AAAAAAAAAAAAAAAAAAAAAA",
+		"$scrypt$ln=10,r=8,p=1junk$AAECAwQFBgcICQoLDA0ODw$AAAAAAAAAAAAAAAAAAAAAA", "$scrypt$ln=10,r=8,p=1\x00$AAECAwQFBgcICQoLDA0ODw$AAAAAAAAAAAAAAAAAAAAAA",
+		"$scrypt$ln=10,r=8,p=1$AAEC$AAAAAAAAAAAAAAAAAAAAAA", "$scrypt$ln=10,r=8,p=1$AAECAwQFBgcICQoLDA0ODw$AAAA", "SCRYPT$1024$8$1$AAAA$AAAA",
+		// Django
+		"pbkdf2_sha256$", "pbkdf2_sha256$1000$seasalt", "pbkdf2_sha256$1000$$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww=",
+		"pbkdf2_sha256$0$seasalt$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww=", "pbkdf2_sha256$-1$seasalt$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww=",
+		"pbkdf2_sha256$x$seasalt$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww=", "pbkdf2_sha256$1000$seasalt$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww",
+		"pbkdf2_sha256$1000$seasalt$AAAA", "pbkdf2_sha256$1000$sea\x00salt$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww=",
+		"pbkdf2_sha256$1000$seasalt$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww=$more", "!unusable",
+		"pbkdf2_sha256$1000$" + strings.Repeat("salt", 10_000) + "$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww=",
+	} {
+		if _, err := parseHash(hash); err == nil {
+			t.Errorf("%.80q was accepted", hash)
+		}
+	}
+}
+
+// Whatever happened to a good hash, reading it does not panic, and what is accepted can be stored and compared.
+func TestDamagedHashes(t *testing.T) {
+	t.Parallel()
+	for name, hash := range foreignHashes {
+		if name == "Django as it comes" {
+			continue // costs more and shows nothing new
+		}
+		var damaged []string
+		for i := range hash {
+			damaged = append(damaged, hash[:i])
+			for _, c := range []string{"\x00", "\n", "$", "é", "\xff"} {
+				damaged = append(damaged, hash[:i]+c+hash[i+1:], hash[:i]+c+hash[i:])
+			}
+		}
+		for _, d := range damaged {
+			stored, err := parseHash(d)
+			if err != nil {
+				continue
+			}
+			if !utf8.ValidString(d) || strings.ContainsRune(d, 0) {
+				t.Errorf("%s: %q was accepted, and PostgreSQL cannot store it", name, d)
+				break
+			}
+			if stored.matches("not the password") {
+				t.Errorf("%s: %q matches anything", name, d)
+			}
+		}
+	}
+}
+
+// R13: a row with a hash that nobody can read is a password that nobody knows, not a defect.
+func TestUnreadableStoredHash(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	for _, hash := range []string{"plain text", "$argon2id$v=19$m=9999999,t=2,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", "$2b$31$" + strings.Repeat("a", 53)} {
+		s.exec("update users set password_hash = $1", hash)
+		s.signInAs(m.email, testPassword).want(400, "invalid_grant")
+		s.do(request{method: "PUT", path: "/v1/users/me/password", token: m.token,
+			body: map[string]string{"current_password": testPassword, "new_password": "a new password 1"}}).want(422, "invalid_fields")
+	}
+	// Its owner gets in again by mail.
+	s.post("/v1/auth/forgot-password", "", map[string]string{"email": m.email}).want(202, "")
+	s.post("/v1/auth/reset-password", "", map[string]string{"token": s.waitMail(m.email, 1).Token, "password": "a new password 1"}).want(204, "")
+	s.signInAs(m.email, "a new password 1").want(200, "")
+}
+
+// R35: an account that does not exist costs as much as one that does, and matches nothing. Not parallel: it counts what
+// is allocated, which for Argon2id is the work.
+func TestDummyPasswordHash(t *testing.T) {
+	p := newPasswords(12)
+	if stored, err := parseHash(p.dummy); err != nil || !stored.current {
+		t.Fatal("the dummy is not of today's cost:", err)
+	}
+	for _, password := range []string{"", testPassword, p.dummy} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		ok, weak, err := p.verify(t.Context(), "", password)
+		runtime.ReadMemStats(&after)
+		if ok || weak || err != nil {
+			t.Errorf("%q: %v %v %v", password, ok, weak, err)
+		}
+		if got := after.TotalAlloc - before.TotalAlloc; got < uint64(currentParams.memory)<<10 {
+			t.Errorf("only %d bytes of work", got)
+		}
+	}
+}
+
+// R32: never more at work than the gate has places, whoever hurries; who is refused or gives up takes no place.
+func TestPasswordGate(t *testing.T) {
+	t.Parallel()
+	p := newPasswords(12)
+	var inside, most atomic.Int32
+	entered := together(40*cap(p.gate), func(int) bool {
+		leave, err := p.enter(t.Context())
+		if err != nil {
+			return false
+		}
+		defer leave()
+		now := inside.Add(1)
+		defer inside.Add(-1)
+		for m := most.Load(); now > m && !most.CompareAndSwap(m, now); m = most.Load() {
+		}
+		runtime.Gosched()
+		return true
+	})
+	if entered != 40*cap(p.gate) || int(most.Load()) > cap(p.gate) || len(p.gate) != 0 {
+		t.Errorf("%d entered, %d at once, %d never left, of %d places", entered, most.Load(), len(p.gate), cap(p.gate))
+	}
+	// Full: hashing and verifying, of whatever account, wait for a place and find none.
+	for range cap(p.gate) {
+		p.gate <- struct{}{}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := p.hash(ended, testPassword); err != errOverloaded {
+		t.Error("hash:", err)
+	}
+	for name, hash := range map[string]string{"nobody": "", "htpasswd": foreignHashes["htpasswd"], "Argon2id": foreignHashes["Argon2id"]} {
+		if _, _, err := p.verify(ended, hash, testPassword); err != errOverloaded {
+			t.Errorf("verify %s: %v", name, err)
+		}
+	}
+	for range cap(p.gate) {
+		<-p.gate
+	}
+	if ok, _, err := p.verify(t.Context(), testPasswordHash(), testPassword); !ok || err != nil || len(p.gate) != 0 {
+		t.Error(ok, err, len(p.gate))
+	}
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// expire puts one expired and one live row of each kind beside what the test has.
+func (s *testServer) expire(m member) {
+	s.t.Helper()
+	s.exec(`insert into sessions (id, user_id, expires_at) select gen_random_uuid(), $1, now() + d from unnest($2::interval[]) d`,
+		m.id, []string{"-1 second", "1 hour"})
+	s.exec(`insert into mail_tokens (token_hash, user_id, purpose, email, expires_at) values
+		('a', $1, 'reset-password', 'x', now() - interval '1 second'), ('b', $1, 'verify-email', 'x', now() + interval '1 hour')`, m.id)
+	s.exec(`insert into organizations (id, name, slug) values ($1, 'Acme', 'acme')`, m.id) // any id will do
+	s.exec(`insert into invitations (id, organization_id, email, role, invited_by, expires_at)
+		select gen_random_uuid(), $1, 'a' || extract(epoch from d)::int || '@example.com', 'member', $1, now() + d from unnest($2::interval[]) d`,
+		m.id, []string{"-1 second", "1 hour"})
+	s.exec(`insert into mails (id, user_id, kind, recipient, sent_at, failed_at, created_at, next_attempt_at) values
+		(gen_random_uuid(), $1, 'old', 'sent', now() - interval '8 days', null, now(), now()),
+		(gen_random_uuid(), $1, 'old', 'failed', null, now() - interval '8 days', now(), now()),
+		(gen_random_uuid(), $1, 'live', 'sent', now() - interval '6 days', null, now() - interval '9 days', now()),
+		(gen_random_uuid(), $1, 'live', 'failed', null, now() - interval '6 days', now() - interval '9 days', now()),
+		(gen_random_uuid(), $1, 'live', 'waiting', null, null, now() - interval '1 year', now() + interval '1 hour')`, m.id)
+	s.exec(`insert into throttles (key, count, ends_at) values ('old', 9, now() - interval '1 second'), ('live', 9, now() + interval '1 hour')`)
+	s.exec(`insert into audit_events (id, action, created_at) values
+		(gen_random_uuid(), 'test.old', now() - interval '366 days'), (gen_random_uuid(), 'test.live', now() - interval '364 days')`)
+}
+
+// Each kind that has expired goes, each that lives stays.
+func TestPrune(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	s.expire(m)
+	if n, err := s.db.prune(t.Context(), 8760*time.Hour); err != nil || n != 7 {
+		t.Fatal(n, "rows went,", err)
+	}
+	for table, want := range map[string]struct{ old, live string }{
+		"sessions": {"expires_at < now()", "expires_at > now()"}, "mail_tokens": {"expires_at < now()", "expires_at > now()"},
+		"invitations": {"expires_at < now()", "expires_at > now()"}, "mails": {"kind = 'old'", "kind = 'live'"},
+		"throttles": {"key = 'old'", "key = 'live'"}, "audit_events": {"action = 'test.old'", "action = 'test.live'"},
+	} {
+		live := map[string]int{"sessions": 2, "mails": 3}[table]
+		if n := scalar[int](s, "select count(*) from "+table+" where "+want.old); n != 0 {
+			t.Errorf("%s: %d expired are left", table, n)
+		}
+		if n := scalar[int](s, "select count(*) from "+table+" where "+want.live); n != max(live, 1) {
+			t.Errorf("%s: %d live are left", table, n)
+		}
+	}
+	s.get("/v1/users/me", m.token).want(200, "")
+	if n, err := s.db.prune(t.Context(), 8760*time.Hour); err != nil || n != 0 {
+		t.Error(n, "rows went the second time,", err)
+	}
+	if n, err := s.db.prune(t.Context(), 24*time.Hour); err != nil || n != 1 || scalar[int](s, "select count(*) from audit_events where action = 'session.started'") != 1 {
+		t.Error(n, "rows went with a retention of a day,", err)
+	}
+}
+
+// More than a batch, by several at once: everything goes, once. While one is at it, another does nothing.
+func TestPruneAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	const expired = 2*pruneBatch + 1
+	s.exec(`insert into sessions (id, user_id, expires_at) select gen_random_uuid(), $1, now() - interval '1 second' from generate_series(1, $2)`, m.id, expired)
+	s.exec(`insert into audit_events (id, action, created_at) select gen_random_uuid(), 'test.old', now() - interval '2 years' from generate_series(1, $1)`, expired)
+
+	other, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Exec(t.Context(), `select pg_advisory_xact_lock(hashtext('roster/prune'))`); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.db.prune(t.Context(), 8760*time.Hour); err != nil || n != 0 {
+		t.Error(n, "rows went beside another,", err)
+	}
+	if err := other.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	deleted := make(chan int64, 4)
+	together(cap(deleted), func(int) bool {
+		n, err := s.db.prune(t.Context(), 8760*time.Hour)
+		if err != nil {
+			t.Error(err)
+		}
+		deleted <- n
+		return true
+	})
+	var sum int64
+	for range cap(deleted) {
+		sum += <-deleted
+	}
+	// Whoever finds another at it leaves that kind to them: what is left, the next run takes.
+	last, err := s.db.prune(t.Context(), 8760*time.Hour)
+	if err != nil || sum+last != 2*expired {
+		t.Errorf("%d and %d rows went, %v", sum, last, err)
+	}
+	if n := scalar[int](s, "select (select count(*) from sessions where expires_at < now()) + (select count(*) from audit_events where action = 'test.old')"); n != 0 {
+		t.Errorf("%d are left", n)
+	}
+	s.get("/v1/users/me", m.token).want(200, "")
+}
+
+func TestPruneCommand(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.expire(s.newUser("ada@example.com", "user"))
+	for _, tc := range []struct {
+		env  map[string]string
+		args []string
+		ok   bool
+		out  string
+	}{
+		{map[string]string{}, nil, false, "DATABASE_URL is required"},
+		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL, "AUDIT_RETENTION": "forever"}, nil, false, "AUDIT_RETENTION"},
+		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}, []string{"now"}, false, "takes no arguments"},
+		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL, "AUDIT_RETENTION": "9000h"}, nil, true, "6 rows deleted\n"},
+		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}, nil, true, "1 rows deleted\n"},
+		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}, nil, true, "0 rows deleted\n"},
+	} {
+		out, ok := runProgram(t, tc.env, "", append([]string{"prune"}, tc.args...)...)
+		if ok != tc.ok || !strings.Contains(out, tc.out) {
+			t.Errorf("%v %v: exit code 0 is %v\n%s", tc.env, tc.args, ok, out)
+		}
+	}
+}
