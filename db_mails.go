@@ -127,4 +127,3 @@ func (d db) voidMailTokens(ctx context.Context, userID string) error {
 		d.exec(ctx, `delete from mails where user_id = $1 and sent_at is null and kind = any($2)`, userID, tokenKinds),
 		d.exec(ctx, `delete from mail_tokens where user_id = $1`, userID))
 }
-
