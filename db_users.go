@@ -166,8 +166,10 @@ func (d db) deleteUser(ctx context.Context, u user, allowed versions) error {
 	return inOrder(
 		d.exec(ctx, `update audit_events set ip = null
 			where (actor_id = $1 or actor_id is null and subject_id = $1) and ip is not null`, u.ID),
-		d.exec(ctx, `delete from mails where recipient = $2 or recipient in (
-			select recipient from mails where user_id = $1)`, u.ID, u.Email),
+		// What is in the user's name goes with the row; the rest is nobody's, to an address that was theirs, not to one
+		// that they only asked to have.
+		d.exec(ctx, `delete from mails where recipient = $2 or user_id is null and recipient in (
+			select recipient from mails where user_id = $1 and kind <> $3)`, u.ID, u.Email, mailChangeEmail),
 		d.exec(ctx, `delete from invitations where email = $1`, u.Email),
 		d.execOne(ctx, `
 			delete from users

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/http"
@@ -466,29 +467,33 @@ func TestLastAdminMeanwhile(t *testing.T) {
 		"delete":  {method: "DELETE", path: "/v1/users/" + m.id, token: admin.token},
 		"leave":   {method: "DELETE", path: "/v1/users/me", token: m.token},
 	} {
-		tx, err := s.pool.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := tx.Exec(t.Context(), "update users set role = case id when $1 then 'admin' else 'user' end", m.id); err != nil {
-			t.Fatal(err)
-		}
-		answered := make(chan answer, 1)
-		go func() {
-			a, err := s.try(ask)
+		t.Run(name, func(t *testing.T) {
+			s := s.in(t)
+			tx, err := s.pool.Begin(t.Context())
 			if err != nil {
-				t.Error(err)
+				t.Fatal(err)
 			}
-			answered <- a
-		}()
-		s.waitForLock()
-		if err := tx.Commit(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if a := <-answered; a.status != 409 || a.code() != "last_admin" {
-			t.Errorf("%s: %d %s", name, a.status, a.body)
-		}
-		s.exec("update users set role = case id when $1 then 'user' else 'admin' end", m.id)
+			defer tx.Rollback(context.Background())
+			if _, err := tx.Exec(t.Context(), "update users set role = case id when $1 then 'admin' else 'user' end", m.id); err != nil {
+				t.Fatal(err)
+			}
+			answered := make(chan answer, 1)
+			go func() {
+				a, err := s.try(ask)
+				if err != nil {
+					t.Error(err)
+				}
+				answered <- a
+			}()
+			s.waitForLock()
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if a := <-answered; a.status != 409 || a.code() != "last_admin" {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+			s.exec("update users set role = case id when $1 then 'user' else 'admin' end", m.id)
+		})
 	}
 }
 
@@ -689,6 +694,24 @@ func TestDeletionLeavesNothing(t *testing.T) {
 	}
 	if n := scalar[int](s, "select count(*) from audit_events where host(ip) = $1", elsewhere.ip); n == 0 {
 		t.Error("somebody else's rows were cleaned")
+	}
+}
+
+// Whoever once named somebody's address takes none of their mails along, nor what was counted against the caps (R42).
+func TestDeletionLeavesOthersMails(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	eve, victim := s.newUser("eve@example.com", "user"), s.bareUser("victim@example.com", "Victim", "user")
+	s.exec("update users set email = 'away@example.com' where id = $1", victim.ID)
+	s.post("/v1/users/me/email", eve.token, map[string]string{"email": victim.Email, "password": testPassword}).want(202, "")
+	s.waitMail(victim.Email, 1)
+	s.exec("update users set email = $2 where id = $1", victim.ID, victim.Email)
+	s.post("/v1/auth/forgot-password", "", map[string]string{"email": victim.Email}).want(202, "")
+	s.waitMail(victim.Email, 2)
+	s.exec("insert into mails (id, kind, recipient, sent_at) values ($1, 'invitation', $2, now())", newID(), victim.Email) // withdrawn, it still counts
+	s.deleteAs("/v1/users/me", eve.token).want(204, "")
+	if got := scalar[string](s, "select string_agg(kind, ' ' order by id) from mails where recipient = $1", victim.Email); got != "reset_password invitation" {
+		t.Error("the mails to somebody else are", got)
 	}
 }
 
