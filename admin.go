@@ -92,11 +92,8 @@ func (s *server) passwordFrom(ctx context.Context, stdin io.Reader, email string
 	if strings.ContainsAny(password, "\r\n") {
 		return "", errors.New("the password must be one line")
 	}
-	if code, detail := s.passwords.problem(password); code != "" {
+	if code, detail := s.passwords.problem(password, email); code != "" {
 		return "", errors.New("the password " + detail)
-	}
-	if err := refusePassword("password", password, email); err != nil {
-		return "", errors.New("the password must not be made of the address")
 	}
 	return s.passwords.hash(ctx, password)
 }

@@ -85,7 +85,7 @@ type caller struct {
 
 // authenticate finds out who calls and whether the route is open to them. Rights never come from the token: one query
 // loads the user and the session, so that sign-out, disabling and demotion act on the next request (R50).
-func (s *server) authenticate(r *http.Request, need access) (caller, error) {
+func (s *server) authenticate(ctx context.Context, r *http.Request, need access) (caller, error) {
 	c := caller{ip: s.clientIP(r), userAgent: cleanUserAgent(r.UserAgent())}
 	if need == public {
 		return c, nil
@@ -98,8 +98,6 @@ func (s *server) authenticate(r *http.Request, need access) (caller, error) {
 	if err != nil {
 		return c, errInvalidToken
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
-	defer cancel()
 	var found signedInUser
 	if id := r.PathValue("organization_id"); isUUID(id) {
 		found, err = s.db.callerInOrganization(ctx, claims.SessionID, claims.Subject, id)

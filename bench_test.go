@@ -259,7 +259,7 @@ func newBenchServer(b *testing.B, throttle string) *testServer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s, err := newServer(cfg, pool, newLogger(cfg, log))
+	s, err := newServer(cfg, pool, newLogger(cfg, newLogBuffer(log)))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/mail"
@@ -30,6 +29,7 @@ type config struct {
 	PublicURL         string         `env:"PUBLIC_URL"`
 	AppURL            string         `env:"APP_URL"`
 	ListenAddr        string         `env:"LISTEN_ADDR, default=:8080"`
+	OpsAddr           string         `env:"OPS_ADDR, default=127.0.0.1:9090"`
 	DBMaxConns        int32          `env:"DB_MAX_CONNS"`
 	AccessTokenTTL    time.Duration  `env:"ACCESS_TOKEN_TTL, default=15m"`
 	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h"`
@@ -163,8 +163,10 @@ func (cfg *config) check(p *problems) {
 	} else if err := checkOrigin(cfg.AppURL, cfg.dev); err != nil {
 		p.add("APP_URL", "%v", err)
 	}
-	if _, _, err := net.SplitHostPort(cfg.ListenAddr); err != nil {
-		p.add("LISTEN_ADDR", "is not host:port")
+	for name, addr := range map[string]string{"LISTEN_ADDR": cfg.ListenAddr, "OPS_ADDR": cfg.OpsAddr} {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			p.add(name, "is not host:port")
+		}
 	}
 	if cfg.DBMaxConns == 0 {
 		// Reads want few connections, commits many (group commit): 16 serves both on a small machine.
@@ -302,13 +304,4 @@ func (f *fileLookuper) Lookup(name string) (string, bool) {
 		return "", false
 	}
 	return strings.TrimRight(string(content), "\r\n"), true
-}
-
-// newLogger writes one line an event to w. Attributes only: user text never becomes part of a message (R96).
-func newLogger(cfg config, w io.Writer) *slog.Logger {
-	options := &slog.HandlerOptions{Level: cfg.LogLevel}
-	if cfg.LogFormat == "text" {
-		return slog.New(slog.NewTextHandler(w, options))
-	}
-	return slog.New(slog.NewJSONHandler(w, options))
 }

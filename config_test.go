@@ -20,7 +20,7 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 	t.Parallel()
 	bad := map[string]string{
 		"DATABASE_URL": "mysql://user:hunter2@host", "SECRET_KEYS": "hunter2", "PUBLIC_URL": "http://hunter2.example", "APP_URL": "https://a/hunter2",
-		"LISTEN_ADDR": "hunter2", "DB_MAX_CONNS": "hunter2", "ACCESS_TOKEN_TTL": "hunter2", "REFRESH_IDLE_TTL": "-1h", "REFRESH_MAX_TTL": "hunter2",
+		"LISTEN_ADDR": "hunter2", "OPS_ADDR": "hunter2", "DB_MAX_CONNS": "hunter2", "ACCESS_TOKEN_TTL": "hunter2", "REFRESH_IDLE_TTL": "-1h", "REFRESH_MAX_TTL": "hunter2",
 		"REFRESH_GRACE": "1000h", "SIGNUP_ENABLED": "hunter2", "EMAIL_VERIFICATION": "hunter2", "TRUSTED_PROXIES": "hunter2",
 		"PASSWORD_MIN_LENGTH": "7", "VERIFY_TTL": "0s", "MAIL_FROM": "hunter2", "DRAIN_DELAY": "hunter2", "LOG_LEVEL": "hunter2", "LOG_FORMAT": "hunter2",
 		"CORS_ORIGINS": "hunter2", "THROTTLE": "hunter2",

@@ -9,6 +9,7 @@ import (
 // mailRow is one row of the outbox.
 type mailRow struct {
 	ID        string
+	UserID    *string
 	Kind      string
 	Recipient string
 	Attempts  int
@@ -67,7 +68,7 @@ func (d db) leaseMail(ctx context.Context, lease time.Duration) (mailRow, error)
 		where id = (
 			select id from mails where sent_at is null and failed_at is null and next_attempt_at <= now()
 			order by next_attempt_at limit 1 for update skip locked)
-		returning id, kind, recipient, attempts, now() - created_at as age`, lease)
+		returning id, user_id, kind, recipient, attempts, now() - created_at as age`, lease)
 }
 
 func (d db) updateMailSent(ctx context.Context, id string) error {
@@ -126,4 +127,12 @@ func (d db) voidMailTokens(ctx context.Context, userID string) error {
 	return inOrder(
 		d.exec(ctx, `delete from mails where user_id = $1 and sent_at is null and kind = any($2)`, userID, tokenKinds),
 		d.exec(ctx, `delete from mail_tokens where user_id = $1`, userID))
+}
+
+// pendingMails returns how many mails wait to be sent, and how old the oldest is.
+func (d db) pendingMails(ctx context.Context) (n int, oldest time.Duration, err error) {
+	err = d.q.QueryRow(ctx, `
+		select count(*), coalesce(now() - min(created_at), '0') from mails where sent_at is null and failed_at is null`).
+		Scan(&n, &oldest)
+	return n, oldest, err
 }

@@ -120,3 +120,68 @@ func TestEveryConstraintIsAnswered(t *testing.T) {
 		}
 	}
 }
+
+// R84, R89: the role of serve reads and writes rows, and that is all; PostgreSQL ends what takes it too long. Where there
+// is no such role, the owner has the same limits. The role is made in a transaction that is rolled back: the server
+// may be somebody else's.
+func TestRuntimeRole(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	up, _, _ := strings.Cut(string(migrationFile(t, "005_runtime.sql")), "---- create above / drop below ----")
+	for _, role := range []string{"", "roster_app"} {
+		t.Run("role "+role, func(t *testing.T) {
+			tx, err := s.side.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(t.Context())
+			exec := func(sql string) error {
+				_, err := tx.Exec(t.Context(), sql)
+				return err
+			}
+			if role != "" {
+				err = exec("create role " + role)
+			}
+			if err := inOrder(err, exec(up)); err != nil {
+				t.Fatal(err)
+			}
+			var limits string
+			err = tx.QueryRow(t.Context(), `
+				select array_to_string(setconfig, ' ') from pg_db_role_setting s join pg_roles r on r.oid = s.setrole
+				where s.setdatabase = (select oid from pg_database where datname = current_database())
+					and r.rolname = coalesce(nullif($1, ''), current_user)`, role).Scan(&limits)
+			if want := "statement_timeout=5s lock_timeout=2s idle_in_transaction_session_timeout=10s"; err != nil || limits != want {
+				t.Errorf("the limits are %q, %v", limits, err)
+			}
+			if role == "" {
+				return
+			}
+			if err := exec("set local role " + role); err != nil {
+				t.Fatal(err)
+			}
+			for statement, allowed := range map[string]bool{
+				"insert into organizations (id, name, slug) values (gen_random_uuid(), 'Test', 'test')": true,
+				"update users set name = name": true, "delete from mails": true, "select version from schema_version": true,
+				"create temporary table t (n integer)":  true, // import
+				"update schema_version set version = 0": false, "create table public.t (n integer)": false, "drop table users": false,
+				"alter table users add column n integer": false, "truncate users": false, "create role somebody": false,
+			} {
+				err := pgx.BeginFunc(t.Context(), tx, func(tx pgx.Tx) error {
+					_, err := tx.Exec(t.Context(), statement)
+					return err
+				})
+				if (err == nil) != allowed {
+					t.Errorf("%s: %v", statement, err)
+				}
+			}
+		})
+	}
+}
+
+func migrationFile(t *testing.T, name string) []byte {
+	content, err := sqlFiles.ReadFile("sql/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}

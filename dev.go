@@ -94,6 +94,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	if err != nil {
 		return err
 	}
+	defer s.serveOps().Close()
 	printWelcome(stdout, cfg, database, password)
 	return s.listenAndServe(ctx, listener)
 }

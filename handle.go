@@ -16,8 +16,8 @@ const requestTimeout = 10 * time.Second
 type endpoint struct {
 	operation string // the handler's name, which is also the operationId
 	in, out   reflect.Type
-	// call decodes the input, runs the handler and returns its value.
-	call func(s *server, r *http.Request, c caller) (any, error)
+	// call decodes the input, runs the handler and returns its value. ctx is the handler's.
+	call func(ctx context.Context, s *server, r *http.Request, c caller) (any, error)
 	// raw endpoints write the response themselves: pages and files.
 	raw http.HandlerFunc
 }
@@ -30,15 +30,11 @@ func handle[In, Out any](h func(context.Context, caller, In) (Out, error)) endpo
 	in := reflect.TypeFor[In]()
 	fields := inputFields(in)
 	return endpoint{operation: nameOf(h), in: in, out: reflect.TypeFor[Out](),
-		call: func(s *server, r *http.Request, c caller) (any, error) {
+		call: func(ctx context.Context, s *server, r *http.Request, c caller) (any, error) {
 			var input In
 			if err := s.decode(r, c, fields, reflect.ValueOf(&input).Elem()); err != nil {
 				return nil, err
 			}
-			// A client that hangs up does not cancel its queries: a cancelled query costs PostgreSQL a
-			// connection, a finished one nothing (R87).
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
-			defer cancel()
 			return h(ctx, c, input)
 		}}
 }
@@ -64,7 +60,11 @@ func cursorScope(r *http.Request, c caller) string {
 func (s *server) serve(rt route) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		w := rw.(*response)
-		c, err := s.authenticate(r, rt.access)
+		// A client that hangs up does not cancel its queries: a cancelled query costs PostgreSQL a connection, a
+		// finished one nothing (R87).
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
+		defer cancel()
+		c, err := s.authenticate(ctx, r, rt.access)
 		if err != nil {
 			s.writeError(w, r, err)
 			return
@@ -78,7 +78,7 @@ func (s *server) serve(rt route) http.HandlerFunc {
 			rt.raw(w, r)
 			return
 		}
-		out, err := rt.call(s, r, c)
+		out, err := rt.call(ctx, s, r, c)
 		if err != nil {
 			s.writeError(w, r, err)
 			return

@@ -32,7 +32,7 @@ type createUserInput struct {
 func (s *server) createUser(ctx context.Context, c caller, in createUserInput) (u user, err error) {
 	var hash string
 	if in.Password != nil {
-		if err := refusePassword("/password", *in.Password, in.Email); err != nil {
+		if err := s.passwords.refuse("/password", *in.Password, in.Email); err != nil {
 			return u, err
 		}
 		if hash, err = s.passwords.hash(ctx, *in.Password); err != nil {

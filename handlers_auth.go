@@ -59,7 +59,7 @@ func (s *server) hashForRegistration(ctx context.Context, c caller, in registerI
 	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
 		return "", err
 	}
-	if err := refusePassword("/password", in.Password, in.Email); err != nil {
+	if err := s.passwords.refuse("/password", in.Password, in.Email); err != nil {
 		return "", err
 	}
 	return s.passwords.hash(ctx, in.Password)
@@ -126,6 +126,7 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 		refusal = errEmailNotVerified
 	}
 	if refusal != nil {
+		s.metrics.signIns.WithLabelValues(refusal.Code).Inc()
 		// Written for unknown addresses too: the same work, and a trail of whoever tries them all.
 		err := s.db.audit(ctx, c, "sign_in.refused", nil, nonEmpty(account.ID), map[string]any{"code": refusal.Code})
 		return tokens{}, cmp.Or(err, error(refusal))
@@ -143,6 +144,7 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 	if err != nil {
 		return tokens{}, err
 	}
+	s.metrics.signIns.WithLabelValues("ok").Inc()
 	return s.issue(session)
 }
 
@@ -222,6 +224,7 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 	if found.Replayable {
 		return s.issue(newSession{found.user, sessionID, generation + 1})
 	}
+	s.metrics.reuses.Inc()
 	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.user.ID)
 	err = s.db.inTx(ctx, func(tx db) error { // committed before the refusal
 		c.user = found.user

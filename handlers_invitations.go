@@ -131,7 +131,7 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 	if err != nil {
 		return tokens{}, orElse(err, errBadMailToken)
 	}
-	if err := refusePassword("/password", in.Password, i.Email); err != nil {
+	if err := s.passwords.refuse("/password", in.Password, i.Email); err != nil {
 		return tokens{}, err
 	}
 	account, err := s.db.accountByEmail(ctx, i.Email)

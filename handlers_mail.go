@@ -105,7 +105,7 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 	if err != nil {
 		return none{}, orElse(err, errBadMailToken)
 	}
-	if err := refusePassword("/password", in.Password, account.Email); err != nil {
+	if err := s.passwords.refuse("/password", in.Password, account.Email); err != nil {
 		return none{}, err
 	}
 	hash, err := s.passwords.hash(ctx, in.Password)

@@ -90,9 +90,9 @@ func runImport(ctx context.Context, args []string, lookup envconfig.Lookuper, ou
 		}
 		defer in.Close()
 	}
-	conn, err := pgx.Connect(ctx, url)
+	conn, err := connectDirectly(ctx, url)
 	if err != nil {
-		return fmt.Errorf("connecting to the database: %w", err)
+		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	im.q = conn

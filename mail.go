@@ -211,7 +211,7 @@ func (s *server) sendNextMail(stopping context.Context) error {
 		return err
 	}
 	if m.Age > mailMaxAge && m.Attempts == 1 {
-		return s.db.updateMailFailed(ctx, m.ID)
+		return s.giveUp(ctx, m)
 	}
 	kind, known := s.mailKinds()[m.Kind]
 	if !known {
@@ -245,14 +245,25 @@ func (s *server) sendNextMail(stopping context.Context) error {
 		return err
 	}
 	if err = s.deliver(ctx, msg); err == nil {
+		s.metrics.mails.WithLabelValues("sent").Inc()
 		return s.db.updateMailSent(ctx, m.ID)
 	}
 	retry := !errors.Is(err, errRefused) && m.Age < mailMaxAge
 	s.log.Warn("mail not delivered", "mail_id", m.ID, "kind", m.Kind, "attempts", m.Attempts, "retry", retry, "cause", msg.hide(err.Error()))
 	if !retry {
-		return s.db.updateMailFailed(ctx, m.ID)
+		return s.giveUp(ctx, m)
 	}
+	s.metrics.mails.WithLabelValues("retried").Inc()
 	return s.db.updateMailRetry(ctx, m.ID, backoff(m.Attempts))
+}
+
+// giveUp ends a mail that will never arrive: it is counted, and in the trail of whom it was for.
+func (s *server) giveUp(ctx context.Context, m mailRow) error {
+	s.metrics.mails.WithLabelValues("failed").Inc()
+	return s.db.inTx(ctx, func(tx db) error {
+		return inOrder(tx.updateMailFailed(ctx, m.ID),
+			tx.audit(ctx, caller{}, "mail.failed", nil, m.UserID, map[string]any{"kind": m.Kind, "attempts": m.Attempts}))
+	})
 }
 
 // backoff doubles from one minute to a day, less up to a fifth, so that retries spread.

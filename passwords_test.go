@@ -113,6 +113,62 @@ func TestHashCeilings(t *testing.T) {
 	}
 }
 
+// R30: what everybody tries first is refused, whatever the case of its letters, and so are the own address and the
+// product's name with digits around them; a passphrase that holds any of them is not.
+func TestCommonPasswords(t *testing.T) {
+	t.Parallel()
+	p := newPasswords(8)
+	long := 0
+	for line := range strings.Lines(commonPasswords()) {
+		if len(line) > 12 {
+			long++
+		}
+	}
+	if long < 3000 {
+		t.Errorf("the list has %d passwords of the default length", long)
+	}
+	for _, tc := range []struct {
+		password string
+		refused  bool
+	}{
+		{"password1234", true}, {"PassWord1234", true}, {"123456789012", true}, {"aaaaaaaaaaaa", true}, {"1q2w3e4r5t6y", true},
+		{"administrator", true}, {"password", true}, {"football", true}, {"Roster-2026!!", true}, {"ada.lovelace1", true},
+		{"ada.lovelace@example.com", true},
+		{"password1234 and more", false}, {"\npassword\n", false}, {"an ada.lovelace of my own", false}, {"rosters are nice", false},
+		{testPassword, false}, {"49372650182734", false},
+	} {
+		if code, _ := p.problem(tc.password, "ada.lovelace@example.com"); (code == "password_too_common") != tc.refused {
+			t.Errorf("%q: %q", tc.password, code)
+		}
+	}
+}
+
+// R30: the same rule wherever a password is chosen.
+func TestCommonPasswordsEverywhere(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	ada, admin := s.newUser("ada@example.com", "user"), s.newUser("root@example.com", "admin")
+	s.post("/v1/auth/forgot-password", "", map[string]string{"email": ada.email}).want(202, "")
+	reset := s.waitMail(ada.email, 1).Token
+	org := s.post("/v1/organizations", ada.token, map[string]string{"name": "Engines"}).want(201, "").str("id")
+	s.post("/v1/organizations/"+org+"/invitations", ada.token, map[string]string{"email": "guest@example.com", "role": "member"}).want(201, "")
+	invited := s.waitMail("guest@example.com", 1).Token
+	const common = "Password1234"
+	for path, q := range map[string]request{
+		"/v1/auth/register":          {method: "POST", body: map[string]string{"email": "eve@example.com", "password": common, "name": "Eve"}},
+		"/v1/auth/reset-password":    {method: "POST", body: map[string]string{"token": reset, "password": common}},
+		"/v1/auth/accept-invitation": {method: "POST", body: map[string]string{"token": invited, "password": common, "name": "Guest"}},
+		"/v1/users/me/password":      {method: "PUT", token: ada.token, body: map[string]string{"current_password": testPassword, "new_password": common}},
+		"/v1/users":                  {method: "POST", token: admin.token, body: map[string]string{"email": "eve@example.com", "name": "Eve", "role": "user", "password": common}},
+	} {
+		q.path = path
+		a := s.do(q).want(422, "invalid_fields")
+		if f := a.fields(); f["/password"] != "password_too_common" && f["/new_password"] != "password_too_common" {
+			t.Errorf("%s: %s", path, a.body)
+		}
+	}
+}
+
 func TestMalformedHashes(t *testing.T) {
 	t.Parallel()
 	b64 := base64.RawStdEncoding.EncodeToString

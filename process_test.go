@@ -90,6 +90,7 @@ func startServe(t *testing.T, env map[string]string) *process {
 func serveEnv(databaseURL string) map[string]string {
 	env := good()
 	env["DATABASE_URL"], env["LISTEN_ADDR"], env["DRAIN_DELAY"] = databaseURL, "127.0.0.1:0", "0s"
+	env["OPS_ADDR"] = "127.0.0.1:0"
 	env["DB_MAX_CONNS"], env["THROTTLE"] = "8", "off" // every test calls from one network
 	return env
 }

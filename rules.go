@@ -26,7 +26,7 @@ func newRules(p *passwords) map[string]rule {
 		"name":  {map[string]any{"minLength": 1, "maxLength": maxName, "pattern": `\S`}, checkName},
 		"new_password": {map[string]any{"format": "password", "minLength": p.minLength, "maxLength": maxPasswordPoints},
 			func(s string) (string, string, string) {
-				code, detail := p.problem(s)
+				code, detail := p.problem(s, "")
 				return s, code, detail
 			}},
 		"password": {map[string]any{"format": "password", "minLength": 1, "maxLength": maxPasswordBytes}, atMost(maxPasswordBytes)},

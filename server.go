@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -23,6 +24,8 @@ type server struct {
 	db        db
 	keys      *keyRing
 	passwords *passwords
+	metrics   *metrics
+	ready     readiness
 	rules     map[string]rule
 	deliver   func(context.Context, message) error
 	newMail   chan struct{} // wakes this replica's sender
@@ -44,7 +47,7 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 		cfg: cfg, log: log, pool: pool, db: db{pool}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength),
 		newMail: make(chan struct{}, 1), inFlight: make(chan struct{}, maxInFlight), mux: http.NewServeMux(),
 	}
-	s.rules = newRules(s.passwords)
+	s.rules, s.metrics = newRules(s.passwords), newMetrics(s)
 	if cfg.smtp != nil {
 		s.deliver = cfg.smtp.deliver
 	}
@@ -104,9 +107,11 @@ func (s *server) observe(next http.Handler) http.Handler {
 			header["Connection"] = []string{"close"}
 		}
 		next.ServeHTTP(w, r)
+		took := time.Since(start)
+		s.metrics.observe(r, w.status, took)
 		s.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
 			slog.String("method", r.Method), slog.String("route", r.Pattern), slog.Int("status", w.status),
-			slog.Float64("ms", float64(time.Since(start).Microseconds())/1000), slog.Int("bytes", w.bytes),
+			slog.Float64("ms", float64(took.Microseconds())/1000), slog.Int("bytes", w.bytes),
 			slog.String("request_id", w.requestID), slog.String("user_id", w.userID))
 	})
 }
@@ -226,6 +231,9 @@ const (
 	maxHeaderBytes = 16 << 10
 )
 
+// errorLog is where net/http says what it could not answer.
+func (s *server) errorLog() *log.Logger { return slog.NewLogLogger(s.log.Handler(), slog.LevelWarn) }
+
 // listenAndServe serves until ctx ends, then drains: not ready at once, still serving for DRAIN_DELAY while load
 // balancers notice, then no new connections and up to shutdownTimeout for what is under way (R91).
 func (s *server) listenAndServe(ctx context.Context, listener net.Listener) error {
@@ -235,7 +243,7 @@ func (s *server) listenAndServe(ctx context.Context, listener net.Listener) erro
 		Handler: s.handler(), Protocols: protocols, DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: 120 * time.Second, MaxHeaderBytes: maxHeaderBytes - netHTTPSlop,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ErrorLog: s.errorLog(),
 	}
 	work, stopWork := context.WithCancel(context.Background())
 	workers := s.startWorkers(work)

@@ -596,6 +596,10 @@ func TestMailGivesUp(t *testing.T) {
 	if err := s.sendNext(down); !errors.Is(err, pgx.ErrNoRows) {
 		t.Error("tried after it was given up:", err)
 	}
+	if n := scalar[int](s, `select count(*) from audit_events a join users u on u.id = a.subject_id
+		where a.action = 'mail.failed' and a.detail = '{"kind": "verify_email", "attempts": 3}'`); n != 1 {
+		t.Errorf("the trail has %d events of it", n)
+	}
 }
 
 // While every sender hangs, requests go on as if nothing was: none waits for a mail, and no sender keeps a connection

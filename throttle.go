@@ -90,6 +90,7 @@ func (s *server) count(ctx context.Context, attempts ...attempt) error {
 		i := slices.Index(keysOf(attempts), c.Key)
 		if c.Count > attempts[i].limit.count {
 			wait = max(wait, c.Left)
+			s.metrics.throttled.WithLabelValues(attempts[i].limit.name).Inc()
 		}
 	}
 	if wait > 0 {
