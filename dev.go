@@ -94,8 +94,8 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	if err != nil {
 		return err
 	}
-	defer s.serveOps().Close()
 	printWelcome(stdout, cfg, database, password)
+	defer s.serveOps().Close()
 	return s.listenAndServe(ctx, listener)
 }
 
