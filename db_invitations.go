@@ -5,14 +5,16 @@ import (
 	"time"
 )
 
-// invitationFacts says whether an address belongs to a member, and how many other addresses are invited.
-func (d db) invitationFacts(ctx context.Context, organizationID, email string) (member bool, pending int, err error) {
+// invitationFacts says whether an address belongs to a member, the role that it is invited to, empty for none, and how
+// many other addresses are invited.
+func (d db) invitationFacts(ctx context.Context, organizationID, email string) (member bool, invited string, pending int, err error) {
 	err = d.q.QueryRow(ctx, `
 		select exists (select from memberships m join users u on u.id = m.user_id
 				where m.organization_id = $1 and u.email = $2),
+			coalesce((select role from invitations where organization_id = $1 and email = $2 and expires_at > now()), ''),
 			(select count(*) from invitations where organization_id = $1 and email <> $2 and expires_at > now())`,
-		organizationID, email).Scan(&member, &pending)
-	return member, pending, err
+		organizationID, email).Scan(&member, &invited, &pending)
+	return member, invited, pending, err
 }
 
 // upsertInvitation renews an invitation of the same address. A token that was mailed before stays good until the next
@@ -34,9 +36,11 @@ func (d db) invitationsByOrganization(ctx context.Context, organizationID string
 		organizationID, p.before(), p.Limit+1)
 }
 
-func (d db) deleteInvitation(ctx context.Context, organizationID, id string) error {
-	return d.execOne(ctx, `
-		delete from invitations where organization_id = $1 and id = $2`, organizationID, id)
+// deleteInvitation returns the role that it offered; pgx.ErrNoRows when there is none.
+func (d db) deleteInvitation(ctx context.Context, organizationID, id string) (role string, err error) {
+	err = d.q.QueryRow(ctx, `
+		delete from invitations where organization_id = $1 and id = $2 returning role`, organizationID, id).Scan(&role)
+	return role, err
 }
 
 // deleteInvitationsBy voids what a member invited to and could not invite to any more; allowed are the roles they

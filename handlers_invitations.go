@@ -27,12 +27,14 @@ func (s *server) createInvitation(ctx context.Context, c caller, in createInvita
 		if err := tx.lockActiveUser(ctx, c.user.ID); err != nil {
 			return orElse(err, errInvalidToken)
 		}
-		member, pending, err := tx.invitationFacts(ctx, in.OrganizationID, in.Email)
+		member, invited, pending, err := tx.invitationFacts(ctx, in.OrganizationID, in.Email)
 		switch {
 		case err != nil:
 			return err
 		case member:
 			return errAlreadyMember
+		case !manages(role, invited): // renewing takes the role that was offered before (R72)
+			return errForbidden
 		case pending >= maxPendingInvitations:
 			return errTooManyInvitations
 		}
@@ -61,10 +63,15 @@ type deleteInvitationInput struct {
 	InvitationID string `path:"invitation_id"`
 }
 
+// deleteInvitation withdraws an invitation to a role below the caller's own; owners withdraw any (R72).
 func (s *server) deleteInvitation(ctx context.Context, c caller, in deleteInvitationInput) (none, error) {
-	return none{}, s.inOrganization(ctx, c, in.OrganizationID, invitationsWrite, func(tx db, _ string) error {
-		if err := tx.deleteInvitation(ctx, in.OrganizationID, in.InvitationID); err != nil {
+	return none{}, s.inOrganization(ctx, c, in.OrganizationID, invitationsWrite, func(tx db, role string) error {
+		offered, err := tx.deleteInvitation(ctx, in.OrganizationID, in.InvitationID)
+		if err != nil {
 			return orElse(err, errNotFound)
+		}
+		if !manages(role, offered) {
+			return errForbidden
 		}
 		return tx.audit(ctx, c, "invitation.deleted", &in.OrganizationID, &in.InvitationID, nil)
 	})

@@ -128,6 +128,44 @@ func TestInvitations(t *testing.T) {
 	}
 }
 
+// R72: an invitation is taken away, by withdrawing it or by renewing it to another role, only by those who could make it.
+func TestInvitationAboveOneself(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	o := s.newTeam("acme")
+	for actor, m := range map[string]member{"owner": o.owner, "admin": o.admin} {
+		for offered := range manageable {
+			for _, live := range []bool{true, false} {
+				email := actor + offered + fmt.Sprint(live) + "@example.org"
+				id := s.invite(o, o.owner, email, offered).str("id")
+				if !live { // what has expired offers nothing that could be taken
+					s.exec("update invitations set expires_at = now() where id = $1", id)
+				}
+				row := "select concat(role, ' ', invited_by, ' ', expires_at) from invitations where id = $1"
+				before, may := scalar[string](s, row, id), slices.Contains(manageable[actor], offered)
+				status := map[bool]int{true: 201, false: 403}[may || !live]
+				if a := s.do(o.to(m, "POST", "/invitations", jsonBody("email", email, "role", "member"))); a.status != status {
+					t.Errorf("%s renews %s, live %v: %d %s", actor, offered, live, a.status, a.body)
+				}
+				if status == 403 && scalar[string](s, row, id) != before {
+					t.Errorf("%s was refused, and changed the invitation of %s", actor, offered)
+				}
+				s.exec("update invitations set role = $2 where id = $1", id, offered)
+				status = map[bool]int{true: 204, false: 403}[may]
+				if a := s.do(o.to(m, "DELETE", "/invitations/"+id, nil)); a.status != status {
+					t.Errorf("%s withdraws %s: %d %s", actor, offered, a.status, a.body)
+				}
+				if n := scalar[int](s, "select count(*) from invitations where id = $1", id); (n == 0) != may {
+					t.Errorf("%s withdraws %s: %d are left", actor, offered, n)
+				}
+			}
+		}
+	}
+	if n := scalar[int](s, "select count(*) from audit_events where action = 'invitation.deleted' and actor_id = $1", o.admin.id); n != 2 {
+		t.Errorf("%d events of the admin's withdrawals", n)
+	}
+}
+
 // R76: the token is in the mail and nowhere else.
 func TestInvitationTokenIsInTheMailOnly(t *testing.T) {
 	t.Parallel()
