@@ -118,13 +118,15 @@ func (d db) lockUserWithPassword(ctx context.Context, id, passwordHash string) (
 		for no key update`, id, passwordHash)
 }
 
-// lockActiveUser and lockActiveUserByEmail lock the row of a user who is not disabled; pgx.ErrNoRows otherwise.
+// lockActiveUser and lockActiveUserByEmail lock the row of a user who is not disabled; pgx.ErrNoRows otherwise. The
+// latter returns the id.
 func (d db) lockActiveUser(ctx context.Context, id string) error {
 	return d.execOne(ctx, `select id from users where id = $1 and not disabled for no key update`, id)
 }
 
-func (d db) lockActiveUserByEmail(ctx context.Context, email string) error {
-	return d.execOne(ctx, `select id from users where email = $1 and not disabled for no key update`, email)
+func (d db) lockActiveUserByEmail(ctx context.Context, email string) (id string, err error) {
+	err = d.q.QueryRow(ctx, `select id from users where email = $1 and not disabled for no key update`, email).Scan(&id)
+	return id, err
 }
 
 // updatePasswordByMail sets the password of a user who proved the mailbox.

@@ -88,7 +88,7 @@ func (s *server) acceptInvitation(ctx context.Context, c caller, in acceptInvita
 		if i.Email != c.user.Email {
 			return errOtherAddress
 		}
-		if err := tx.lockActiveUserByEmail(ctx, c.user.Email); err != nil {
+		if _, err := tx.lockActiveUserByEmail(ctx, c.user.Email); err != nil {
 			return orElse(err, errInvalidToken)
 		}
 		if err := tx.updateVerified(ctx, c.user.ID); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net/netip"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -14,7 +15,7 @@ import (
 // account does, so that two flows of one user wait for each other instead of deadlocking (R82).
 func (s *server) consume(ctx context.Context, account account, token, purpose string, fn func(tx db, t mailToken) error) error {
 	return s.db.inTx(ctx, func(tx db) error {
-		if err := tx.lockActiveUserByEmail(ctx, account.Email); err != nil {
+		if _, err := tx.lockActiveUserByEmail(ctx, account.Email); err != nil {
 			return orElse(err, errBadMailToken)
 		}
 		t, err := tx.deleteMailToken(ctx, hashMailToken(token), purpose)
@@ -77,14 +78,15 @@ func (s *server) forgotPassword(ctx context.Context, c caller, in forgotPassword
 		return accepted{}, err
 	}
 	err := s.db.inTx(ctx, func(tx db) error {
-		err := tx.lockActiveUserByEmail(ctx, in.Email)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return tx.insertUnsentMail(ctx, in.Email, mailResetPassword)
+		id, err := tx.lockActiveUserByEmail(ctx, in.Email)
+		switch {
+		case err == nil:
+			err = tx.insertMail(ctx, in.Email, mailResetPassword)
+		case errors.Is(err, pgx.ErrNoRows):
+			c.ip = netip.Addr{} // it would outlive an account that this address gets later
+			err = tx.insertUnsentMail(ctx, in.Email, mailResetPassword)
 		}
-		if err != nil {
-			return err
-		}
-		return tx.insertMail(ctx, in.Email, mailResetPassword)
+		return inOrder(err, tx.audit(ctx, c, "password.reset_requested", nil, nonEmpty(id), nil))
 	})
 	s.wakeSender()
 	return accepted{"If this address has an account, we have sent it a mail with a link to choose a new password."}, err

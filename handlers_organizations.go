@@ -39,7 +39,7 @@ func (s *server) createOrganization(ctx context.Context, c caller, in createOrga
 		slug = *in.Slug
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
-		if err := tx.lockActiveUserByEmail(ctx, c.user.Email); err != nil {
+		if _, err := tx.lockActiveUserByEmail(ctx, c.user.Email); err != nil {
 			return orElse(err, errInvalidToken)
 		}
 		if o, err = tx.insertOrganization(ctx, newID(), in.Name, slug); err != nil {

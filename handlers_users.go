@@ -15,9 +15,14 @@ type updateMeInput struct {
 	Name    string   `json:"name" is:"name"`
 }
 
-func (s *server) updateMe(ctx context.Context, c caller, in updateMeInput) (user, error) {
-	u, err := s.db.updateUserName(ctx, c.user.ID, in.Name, in.IfMatch)
-	return u, orElse(err, errStale)
+func (s *server) updateMe(ctx context.Context, c caller, in updateMeInput) (u user, err error) {
+	err = s.db.inTx(ctx, func(tx db) error {
+		if u, err = tx.updateUserName(ctx, c.user.ID, in.Name, in.IfMatch); err != nil {
+			return orElse(err, errStale)
+		}
+		return tx.audit(ctx, c, "user.updated", nil, &u.ID, nil)
+	})
+	return u, err
 }
 
 type changePasswordInput struct {
