@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,12 +26,13 @@ type querier interface {
 type db struct{ q querier }
 
 // inTx runs fn in a transaction, which commits when fn returns nil. What must survive a refusal is committed before
-// the refusal is returned, never inside fn. fn runs again, at most three times, when PostgreSQL broke a deadlock or
-// what it read has moved: nothing of the first run is left then (R82).
+// the refusal is returned, never inside fn. fn runs up to three times when PostgreSQL broke a deadlock or what it read
+// has moved: PostgreSQL itself says then that nothing of the run before is left. A COMMIT whose answer is lost may have
+// worked, so it is never tried again (R82).
 func (d db) inTx(ctx context.Context, fn func(tx db) error) error {
 	for attempt := 1; ; attempt++ {
 		err := pgx.BeginFunc(ctx, d.q, func(tx pgx.Tx) error { return fn(db{tx}) })
-		if attempt == 3 || !retryable(err) {
+		if stale := d.stalePlan(err); attempt == 3 || !stale && !retryable(err) {
 			return err
 		}
 		time.Sleep(rand.N(time.Duration(attempt) * 20 * time.Millisecond))
@@ -56,15 +58,36 @@ func retryable(err error) bool {
 	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
 }
 
+// stalePlan says whether a statement failed only because a migration changed a type under its prepared form: then it
+// works on new connections, which is what the pool has from now on. It has new ones too when this server turned out to
+// be read-only, after a failover: what the others would read here may be old. Transactions leave both to inTx (R85).
+func (d db) stalePlan(err error) bool {
+	pool, ok := d.q.(*pgxpool.Pool)
+	var pg *pgconn.PgError
+	if !ok || !errors.As(err, &pg) || pg.Code != "0A000" && pg.Code != "25006" {
+		return false
+	}
+	pool.Reset()
+	return pg.Code == "0A000"
+}
+
 // exec runs a statement.
 func (d db) exec(ctx context.Context, sql string, args ...any) error {
-	_, err := d.q.Exec(ctx, sql, args...)
+	_, err := d.execTag(ctx, sql, args...)
 	return err
+}
+
+func (d db) execTag(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	tag, err := d.q.Exec(ctx, sql, args...)
+	if d.stalePlan(err) {
+		tag, err = d.q.Exec(ctx, sql, args...)
+	}
+	return tag, err
 }
 
 // execOne is exec for a statement that must find its row; pgx.ErrNoRows when it does not.
 func (d db) execOne(ctx context.Context, sql string, args ...any) error {
-	tag, err := d.q.Exec(ctx, sql, args...)
+	tag, err := d.execTag(ctx, sql, args...)
 	if err == nil && tag.RowsAffected() == 0 {
 		err = pgx.ErrNoRows
 	}
@@ -82,13 +105,22 @@ func many[T any](ctx context.Context, d db, sql string, args ...any) ([]T, error
 }
 
 func oneBy[T any](ctx context.Context, d db, scan pgx.RowToFunc[T], sql string, args ...any) (T, error) {
-	rows, _ := d.q.Query(ctx, sql, args...) // its error is in rows too
-	return pgx.CollectExactlyOneRow(rows, scan)
+	return collect(ctx, d, pgx.CollectExactlyOneRow, scan, sql, args)
 }
 
 func manyBy[T any](ctx context.Context, d db, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
-	rows, _ := d.q.Query(ctx, sql, args...)
-	return pgx.CollectRows(rows, scan)
+	return collect(ctx, d, pgx.CollectRows, scan, sql, args)
+}
+
+func collect[T, V any](ctx context.Context, d db, read func(pgx.Rows, pgx.RowToFunc[T]) (V, error), scan pgx.RowToFunc[T],
+	sql string, args []any) (V, error) {
+	rows, _ := d.q.Query(ctx, sql, args...) // its error is in rows too
+	v, err := read(rows, scan)
+	if d.stalePlan(err) {
+		rows, _ = d.q.Query(ctx, sql, args...)
+		v, err = read(rows, scan)
+	}
+	return v, err
 }
 
 // nonEmpty is NULL for an id that is not known.
@@ -118,8 +150,11 @@ func connectionLost(err error) bool {
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || pgconn.SafeToRetry(err)
 }
 
-// acquireTimeout is how long a request waits for a connection before it is shed (R14).
-const acquireTimeout = 2 * time.Second
+const (
+	acquireTimeout = 2 * time.Second // how long a request waits for a connection before it is shed (R14)
+	connectTimeout = 3 * time.Second
+	cancelTimeout  = time.Second // for asking the server to end what a broken connection was doing
+)
 
 // poolConfig sets every figure of the pool explicitly (R83).
 func poolConfig(cfg config) (*pgxpool.Config, error) {
@@ -134,11 +169,12 @@ func poolConfig(cfg config) (*pgxpool.Config, error) {
 	pc.MaxConnIdleTime = 5 * time.Minute
 	pc.HealthCheckPeriod = 15 * time.Second
 	pc.PingTimeout = time.Second
-	pc.ConnConfig.ConnectTimeout = 3 * time.Second
+	pc.ConnConfig.ConnectTimeout = connectTimeout
+	pc.ConnConfig.DialFunc = hurryCancel(pc.ConnConfig.DialFunc)
 	pc.ConnConfig.OnPgError = func(_ *pgconn.PgConn, e *pgconn.PgError) bool {
 		return e.SeverityUnlocalized != "FATAL" && e.Code != "25006"
 	}
-	pc.ConnConfig.Tracer = acquireLimit{}
+	pc.ConnConfig.Tracer = limits{}
 	pc.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		// Times are UTC in the API, whatever the zone of this machine.
 		conn.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID,
@@ -148,23 +184,54 @@ func poolConfig(cfg config) (*pgxpool.Config, error) {
 	return pc, nil
 }
 
-// acquireLimit puts acquireTimeout on waiting for a connection, which pgxpool has no setting for: the context that
-// TraceAcquireStart returns is the one it waits with.
-type acquireLimit struct{}
-
-type cancelAcquire struct{}
-
-func (acquireLimit) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
-	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
-	return context.WithValue(ctx, cancelAcquire{}, cancel)
+// hurryCancel bounds the dials of pgx that are not to connect but to cancel, which it gives 15 s. Until then the broken
+// connection keeps its place in the pool: after a failover from a host that is gone nobody would get one (R85).
+func hurryCancel(dial pgconn.DialFunc) pgconn.DialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) <= connectTimeout {
+			return dial(ctx, network, addr)
+		}
+		ctx, cancel := context.WithTimeout(ctx, cancelTimeout)
+		defer cancel()
+		conn, err := dial(ctx, network, addr)
+		if err == nil {
+			err = conn.SetDeadline(time.Now().Add(cancelTimeout))
+		}
+		return conn, err
+	}
 }
 
-func (acquireLimit) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireEndData) {
-	ctx.Value(cancelAcquire{}).(context.CancelFunc)()
+// limits bounds what pgxpool has no setting for: the wait for a connection, by acquireTimeout, and a statement of
+// somebody who has no deadline, such as a sender of mails, by requestTimeout. A network that swallows everything would
+// hold them for good. pgx goes on with the contexts that the start methods return.
+type limits struct{}
+
+type cancelLimit struct{}
+
+func limited(ctx context.Context, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	return context.WithValue(ctx, cancelLimit{}, cancel)
 }
 
-// The tracer interface of pgx that carries acquireLimit also asks for these; they do nothing.
-func (acquireLimit) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return ctx
+func unlimit(ctx context.Context) {
+	if cancel, ok := ctx.Value(cancelLimit{}).(context.CancelFunc); ok {
+		cancel()
+	}
 }
-func (acquireLimit) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func (limits) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+	return limited(ctx, acquireTimeout)
+}
+
+func (limits) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireEndData) {
+	unlimit(ctx)
+}
+
+func (limits) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	if _, has := ctx.Deadline(); has {
+		return ctx
+	}
+	return limited(ctx, requestTimeout)
+}
+
+func (limits) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) { unlimit(ctx) }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/netip"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // signedInUser is the row behind an access token.
@@ -20,31 +22,30 @@ type signedInUser struct {
 // callerBySession loads user and session in one query; errInvalidToken when either has ended. It runs on every
 // request: it scans by position, and joins memberships only for a path that names an organization.
 func (d db) callerBySession(ctx context.Context, sessionID, userID string) (r signedInUser, err error) {
-	err = d.q.QueryRow(ctx, `
+	r, err = oneBy(ctx, d, scanSignedIn, `
 		select u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at,
 			s.generation, s.confirmed, s.created_at, ''
 		from sessions s join users u on u.id = s.user_id
-		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID).
-		Scan(r.columns()...)
+		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID)
 	return r, orElse(err, errInvalidToken)
 }
 
 // callerInOrganization is callerBySession with the role in an organization.
 func (d db) callerInOrganization(ctx context.Context, sessionID, userID, organizationID string) (r signedInUser, err error) {
-	err = d.q.QueryRow(ctx, `
+	r, err = oneBy(ctx, d, scanSignedIn, `
 		select u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at,
 			s.generation, s.confirmed, s.created_at, coalesce(m.role, '')
 		from sessions s join users u on u.id = s.user_id
 			left join memberships m on m.organization_id = $3 and m.user_id = u.id
-		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID, organizationID).
-		Scan(r.columns()...)
+		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID, organizationID)
 	return r, orElse(err, errInvalidToken)
 }
 
-func (r *signedInUser) columns() []any {
+func scanSignedIn(row pgx.CollectableRow) (r signedInUser, err error) {
 	u := &r.user
-	return []any{&u.ID, &u.Email, &u.Name, &u.Role, &u.EmailVerified, &u.Disabled, &u.CreatedAt, &u.UpdatedAt,
-		&r.session.Generation, &r.session.Confirmed, &r.session.CreatedAt, &r.role}
+	err = row.Scan(&u.ID, &u.Email, &u.Name, &u.Role, &u.EmailVerified, &u.Disabled, &u.CreatedAt, &u.UpdatedAt,
+		&r.session.Generation, &r.session.Confirmed, &r.session.CreatedAt, &r.role)
+	return r, err
 }
 
 // confirmSession notes that the tokens of a generation have arrived.
@@ -88,13 +89,14 @@ type replayedSession struct {
 // sessionForReplay returns the session of a genuine token that is not the newest; pgx.ErrNoRows when it has ended.
 // Replayable: the token is the immediate predecessor, and its successor is younger than grace or was never used (R54).
 func (d db) sessionForReplay(ctx context.Context, id string, generation int32, grace time.Duration) (replayedSession, error) {
-	var r replayedSession
-	err := d.q.QueryRow(ctx, `
+	scan := func(row pgx.CollectableRow) (r replayedSession, err error) {
+		err = row.Scan(&r.user.ID, &r.user.Role, &r.Replayable)
+		return r, err
+	}
+	return oneBy(ctx, d, scan, `
 		select u.id, u.role, s.generation = $2 + 1 and (not s.confirmed or s.rotated_at > now() - $3::interval)
 		from sessions s join users u on u.id = s.user_id
-		where s.id = $1 and s.expires_at > now() and not u.disabled`, id, generation, grace).
-		Scan(&r.user.ID, &r.user.Role, &r.Replayable)
-	return r, err
+		where s.id = $1 and s.expires_at > now() and not u.disabled`, id, generation, grace)
 }
 
 // deleteReusedSession ends a session that is past the generation of a token shown for it.

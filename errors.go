@@ -128,9 +128,9 @@ func toAPIError(err error) *apiError {
 		if pg.Code == "23503" { // foreign_key_violation: what was pointed to is gone since it was read
 			return errNotFound.because(err)
 		}
-		// 08 connection, 0A000 a plan that a migration made stale, 25006 read-only after a failover, 40 conflict after
-		// retries, 53 resources, 55P03 and 57 timeouts and shutdown.
-		for _, class := range []string{"08", "0A000", "25006", "40", "53", "55P03", "57"} {
+		// 08 connection, 0A000 a plan that a migration made stale, 25006 read-only after a failover, 25P03 idle in a
+		// transaction for too long, 40 conflict after retries, 53 resources, 55P03 and 57 timeouts and shutdown, 58 disks.
+		for _, class := range []string{"08", "0A000", "25006", "25P03", "40", "53", "55P03", "57", "58"} {
 			if strings.HasPrefix(pg.Code, class) {
 				return errDatabase.because(err)
 			}

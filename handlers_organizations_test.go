@@ -1063,7 +1063,7 @@ func TestOwnersRaceOnProcesses(t *testing.T) {
 
 // recorder is a tracer that keeps the statements of a pool.
 type recorder struct {
-	acquireLimit
+	limits
 	mu      sync.Mutex
 	queries []pgx.TraceQueryStartData
 }
