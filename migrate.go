@@ -1,13 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -26,7 +26,7 @@ var sqlFiles embed.FS
 
 const (
 	versionTable = "public.schema_version"
-	// lockTimeout keeps a migration from queueing behind a long transaction with everybody else behind it.
+	// lockTimeout keeps a migration from queueing behind a long transaction with everybody else behind it (R94).
 	lockTimeout = "5s"
 )
 
@@ -77,14 +77,17 @@ func runMigrate(ctx context.Context, args []string, lookup envconfig.Lookuper, o
 }
 
 // connectDirectly opens a connection for a command whose statements may take their time. Its limits replace those of the
-// role (sql/005); they are in the start-up message, because tern resets what was set later.
+// role (sql/005); they are in the start-up message, because tern resets what was set later. The URL may say others:
+// ?lock_timeout=1min
 func connectDirectly(ctx context.Context, databaseURL string) (*pgx.Conn, error) {
 	cc, err := pgx.ParseConfig(databaseURL)
 	if err != nil {
 		return nil, errors.New("DATABASE_URL is not a PostgreSQL connection URL")
 	}
-	maps.Copy(cc.RuntimeParams, map[string]string{
-		"lock_timeout": lockTimeout, "statement_timeout": "0", "idle_in_transaction_session_timeout": "0"})
+	for name, limit := range map[string]string{
+		"lock_timeout": lockTimeout, "statement_timeout": "0", "idle_in_transaction_session_timeout": "0"} {
+		cc.RuntimeParams[name] = cmp.Or(cc.RuntimeParams[name], limit)
+	}
 	conn, err := pgx.ConnectConfig(ctx, cc)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the database: %w", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log"
@@ -225,7 +226,9 @@ func (w *refusalRecorder) WriteHeader(status int)      { w.status = status }
 func (w *refusalRecorder) Write(b []byte) (int, error) { return len(b), nil }
 
 const (
-	shutdownTimeout = 20 * time.Second
+	shutdownTimeout = 20 * time.Second // for the requests under way
+	stopTimeout     = 23 * time.Second // for them and the senders of mails
+	closeTimeout    = time.Second      // for goodbyes to a database that may not listen
 	// netHTTPSlop is what net/http reads of a header beyond MaxHeaderBytes.
 	netHTTPSlop    = 4 << 10
 	maxHeaderBytes = 16 << 10
@@ -235,7 +238,8 @@ const (
 func (s *server) errorLog() *log.Logger { return slog.NewLogLogger(s.log.Handler(), slog.LevelWarn) }
 
 // listenAndServe serves until ctx ends, then drains: not ready at once, still serving for DRAIN_DELAY while load
-// balancers notice, then no new connections and up to shutdownTimeout for what is under way (R91).
+// balancers notice, then no new connections and up to shutdownTimeout for what is under way. With the default
+// DRAIN_DELAY all of it ends before the 30 s after which a process is killed, whatever hangs (R91).
 func (s *server) listenAndServe(ctx context.Context, listener net.Listener) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -256,12 +260,29 @@ func (s *server) listenAndServe(ctx context.Context, listener net.Listener) erro
 		s.draining.Store(true)
 		s.log.Info("draining", "delay", s.cfg.DrainDelay.String())
 		time.Sleep(s.cfg.DrainDelay)
-		deadline, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
-		defer cancel()
-		err = hs.Shutdown(deadline)
+	}
+	end := time.Now().Add(stopTimeout)
+	deadline, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if late := hs.Shutdown(deadline); late != nil {
+		hs.Close()
+		err = cmp.Or(err, fmt.Errorf("requests under way were cut off: %w", late))
 	}
 	stopWork()
-	workers.Wait()
-	s.pool.Close()
+	if !within(time.Until(end), workers.Wait) || !within(closeTimeout, s.pool.Close) {
+		s.log.Warn("stopping although not everything has ended")
+	}
 	return err
+}
+
+// within waits for f, but no longer than d; it says whether f has returned.
+func within(d time.Duration, f func()) bool {
+	done := make(chan struct{})
+	go func() { f(); close(done) }()
+	select {
+	case <-done:
+		return true
+	case <-time.After(d):
+		return false
+	}
 }
