@@ -230,7 +230,7 @@ func checkParameters(given url.Values, fields []inputField, source string) error
 	return &e
 }
 
-// readBody returns the body, at most maxBody bytes of the given media type, never decompressed.
+// readBody returns the body, which shed has read and limited, if it is of the given media type; never decompressed.
 func readBody(r *http.Request, mediaType string) ([]byte, error) {
 	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset, hasCharset := params["charset"]
@@ -245,12 +245,7 @@ func readBody(r *http.Request, mediaType string) ([]byte, error) {
 		e.Detail = "The body must not be compressed."
 		return nil, &e
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
-	var tooLarge *http.MaxBytesError
-	if err != nil && !errors.As(err, &tooLarge) {
-		return nil, errMalformed.because(err) // the client went away or broke its framing
-	}
-	return body, err
+	return io.ReadAll(r.Body)
 }
 
 // readJSON reads one strict JSON object (R15, R16) into its members. Unknown members are returned as shape errors.

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -30,13 +33,18 @@ type server struct {
 	rules     map[string]rule
 	deliver   func(context.Context, message) error
 	newMail   chan struct{} // wakes this replica's sender
-	inFlight  chan struct{}
+	inFlight  chan struct{} // one for each request that is worked on
+	largeBody chan struct{} // one for each large body that is being read
 	mux       *http.ServeMux
 	draining  atomic.Bool
 }
 
-// maxInFlight is how many requests one replica works on; more are refused at once (R14).
-const maxInFlight = 512
+// Limits of one replica (R14). What is above them is refused at once.
+const (
+	maxInFlight    = 512     // requests that it works on
+	smallBody      = 4 << 10 // every honest body is smaller
+	maxLargeBodies = 64      // larger ones that are on their way; all small ones are read
+)
 
 // newServer wires a replica; it opens no connection.
 func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error) {
@@ -46,7 +54,8 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 	}
 	s := &server{
 		cfg: cfg, log: log, pool: pool, db: db{pool}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength),
-		newMail: make(chan struct{}, 1), inFlight: make(chan struct{}, maxInFlight), mux: http.NewServeMux(),
+		newMail: make(chan struct{}, 1), inFlight: make(chan struct{}, maxInFlight),
+		largeBody: make(chan struct{}, maxLargeBodies), mux: http.NewServeMux(),
 	}
 	s.rules, s.metrics = newRules(s.passwords), newMetrics(s)
 	if cfg.smtp != nil {
@@ -150,11 +159,18 @@ func (s *server) recoverPanics(next http.Handler) http.Handler {
 	})
 }
 
-// shed refuses what is above maxInFlight, before it costs anything; health checks always pass.
+// shed refuses what is above maxInFlight, before it costs anything; health checks always pass. The body is read first,
+// so that clients who send slowly hold no place.
 func (s *server) shed(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w := rw.(*response)
 		if r.URL.Path == "/healthz" || r.URL.Path == "/readyz" {
 			next.ServeHTTP(w, r)
+			return
+		}
+		if err := s.readAhead(r); err != nil {
+			w.Header().Set("Connection", "close") // or the answer would wait for the rest of the body
+			s.writeError(w, r, err)
 			return
 		}
 		select {
@@ -162,9 +178,36 @@ func (s *server) shed(next http.Handler) http.Handler {
 			defer func() { <-s.inFlight }()
 			next.ServeHTTP(w, r)
 		default:
-			s.writeError(w.(*response), r, errOverloaded)
+			s.writeError(w, r, errOverloaded)
 		}
 	})
+}
+
+// readAhead replaces the body by what was sent, at most maxBody bytes (R03). Only maxLargeBodies can fill the memory
+// with more than smallBody each.
+func (s *server) readAhead(r *http.Request) error {
+	if r.Body == http.NoBody {
+		return nil
+	}
+	limited := http.MaxBytesReader(nil, r.Body, maxBody)
+	body, err := io.ReadAll(io.LimitReader(limited, smallBody))
+	if err == nil && len(body) == smallBody {
+		select {
+		case s.largeBody <- struct{}{}:
+			defer func() { <-s.largeBody }()
+		default:
+			return errOverloaded
+		}
+		var rest []byte
+		rest, err = io.ReadAll(limited)
+		body = append(body, rest...)
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	var tooLarge *http.MaxBytesError
+	if err != nil && !errors.As(err, &tooLarge) {
+		return errMalformed.because(err) // the client went away, was too slow, or broke its framing
+	}
+	return err
 }
 
 // cors allows exactly the origins of CORS_ORIGINS, without credentials: tokens travel in a header (R07).

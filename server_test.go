@@ -129,15 +129,11 @@ func TestHeaderLimits(t *testing.T) {
 func TestTooLargeCloses(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	fmt.Fprintf(conn, "POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 70000\r\n\r\n%s", strings.Repeat("a", 66000))
-	content, err := io.ReadAll(conn)
-	if !strings.HasPrefix(string(content), "HTTP/1.1 413 ") || !strings.Contains(string(content), "Connection: close") {
+	h := s.attack("POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 70000\r\n\r\n" +
+		strings.Repeat("a", 66000) + strings.Repeat("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 150))
+	content, err := io.ReadAll(h)
+	if !strings.HasPrefix(string(content), "HTTP/1.1 413 ") || !strings.Contains(string(content), "Connection: close") ||
+		strings.Count(string(content), "HTTP/1.1 ") != 1 || err != nil && !strings.Contains(err.Error(), "reset") {
 		t.Errorf("%s %v", content, err)
 	}
 }
@@ -312,7 +308,9 @@ func TestInFlightCap(t *testing.T) {
 	for range maxInFlight {
 		s.inFlight <- struct{}{}
 	}
-	s.get("/v1/users/me", "").want(503, "overloaded")
+	if a := s.get("/v1/users/me", "").want(503, "overloaded"); a.header.Get("Retry-After") != "1" {
+		t.Error(a.header)
+	}
 	s.get("/healthz", "").want(200, "")
 	for range maxInFlight {
 		<-s.inFlight
