@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -145,4 +147,42 @@ func TestIdleConnections(t *testing.T) {
 		}
 	}
 	s.served(m)
+}
+
+// slowReader is a client that reads nothing of its answer.
+type slowReader struct {
+	header                http.Header
+	waiting, disconnected chan struct{}
+}
+
+func (w *slowReader) Header() http.Header { return w.header }
+func (w *slowReader) WriteHeader(int)     {}
+func (w *slowReader) Write(b []byte) (int, error) {
+	close(w.waiting)
+	<-w.disconnected
+	return len(b), nil
+}
+
+// R14: who does not read the answer holds no place while it waits to be sent.
+func TestSlowReaders(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	for range maxInFlight - 1 {
+		s.inFlight <- struct{}{}
+	}
+	w := &slowReader{http.Header{}, make(chan struct{}), make(chan struct{})}
+	r, err := http.NewRequest("GET", "/openapi.json", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var done sync.WaitGroup
+	done.Go(func() { s.handler().ServeHTTP(w, r) })
+	<-w.waiting
+	s.served(m)
+	close(w.disconnected)
+	done.Wait()
+	if n := len(s.inFlight); n != maxInFlight-1 {
+		t.Errorf("%d places are taken", n)
+	}
 }

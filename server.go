@@ -79,12 +79,14 @@ type response struct {
 	userID    string
 	status    int
 	bytes     int
+	place     chan struct{} // that the request holds a place in; nil when it holds none
 }
 
 func (w *response) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
 	}
+	w.leave()
 	w.ResponseWriter.WriteHeader(status)
 }
 
@@ -92,8 +94,17 @@ func (w *response) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
+	w.leave()
 	w.bytes += len(b)
 	return w.ResponseWriter.Write(b)
+}
+
+// leave gives the place back.
+func (w *response) leave() {
+	if w.place != nil {
+		<-w.place
+		w.place = nil
+	}
 }
 
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -160,7 +171,7 @@ func (s *server) recoverPanics(next http.Handler) http.Handler {
 }
 
 // shed refuses what is above maxInFlight, before it costs anything; health checks always pass. The body is read first,
-// so that clients who send slowly hold no place.
+// and the place given back when the answer begins, so that clients who send or read slowly hold none.
 func (s *server) shed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w := rw.(*response)
@@ -175,7 +186,8 @@ func (s *server) shed(next http.Handler) http.Handler {
 		}
 		select {
 		case s.inFlight <- struct{}{}:
-			defer func() { <-s.inFlight }()
+			w.place = s.inFlight
+			defer w.leave()
 			next.ServeHTTP(w, r)
 		default:
 			s.writeError(w, r, errOverloaded)
