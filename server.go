@@ -250,7 +250,12 @@ func newCORS(origins []string) (*cors.Middleware, error) {
 func (s *server) route() http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w := rw.(*response)
-		if p := r.URL.Path; p == "" || p[0] != '/' || path.Clean(p) != p || r.Method == http.MethodConnect {
+		if r.Method == http.MethodConnect { // nothing here is a proxy, and no method makes it one (RFC 9110 section 10.2.1)
+			w.Header().Set("Allow", "")
+			s.writeError(w, r, errMethod)
+			return
+		}
+		if p := r.URL.Path; p == "" || p[0] != '/' || path.Clean(p) != p {
 			s.writeError(w, r, errNotFound)
 			return
 		}

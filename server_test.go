@@ -60,10 +60,12 @@ func TestUnknownPaths(t *testing.T) {
 		{"BREW", "/v1/users/me", 405, "DELETE, GET, HEAD, PATCH"},
 		{"OPTIONS", "/v1/users/me", 405, "DELETE, GET, HEAD, PATCH"},
 		{"OPTIONS", "*", 404, ""},
-		{"CONNECT", "evil.example:443", 404, ""},
+		{"CONNECT", "evil.example:443", 405, ""},
+		{"CONNECT", "/v1/users/me", 405, ""},
 	} {
 		status, header, body := s.raw(tc.method + " " + tc.path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-		if status != tc.status || header.Get("Location") != "" || header.Get("Allow") != tc.allow {
+		if status != tc.status || header.Get("Location") != "" || header.Get("Allow") != tc.allow ||
+			(header["Allow"] == nil) != (tc.status == 404) {
 			t.Errorf("%s %s: %d %v", tc.method, tc.path, status, header)
 		}
 		if !strings.Contains(body, `"request_id"`) || header.Get("Content-Type") != "application/problem+json" {
