@@ -120,7 +120,7 @@ func TestForeignTokens(t *testing.T) {
 		"line break inside": m.token[:20] + "%0a" + m.token[20:],
 		"refresh token":     m.refresh,
 		"two dots too many": m.token + ".x.y",
-		"15,000 dots":       strings.Repeat(".", 4000),
+		"15,000 dots":       strings.Repeat(".", 15000),
 		"too long":          m.token + strings.Repeat("A", maxAccessBytes),
 		"not a token":       "x",
 	} {
