@@ -336,7 +336,7 @@ func startBare(b *testing.B, s *testServer) string {
 		b.Fatal(err)
 	}
 	hs := &http.Server{Handler: mux}
-	go hs.Serve(listener)
+	go func() { _ = hs.Serve(listener) }()
 	b.Cleanup(func() { hs.Close(); pool.Close() })
 	return "http://" + listener.Addr().String()
 }
@@ -402,5 +402,5 @@ func answerBare(w http.ResponseWriter, body any, err error) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	json.MarshalWrite(w, body)
+	_ = json.MarshalWrite(w, body)
 }

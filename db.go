@@ -35,7 +35,7 @@ func (d db) inTx(ctx context.Context, fn func(tx db) error) error {
 		if stale := d.stalePlan(err); attempt == 3 || !stale && !retryable(err) {
 			return err
 		}
-		time.Sleep(rand.N(time.Duration(attempt) * 20 * time.Millisecond))
+		time.Sleep(rand.N(time.Duration(attempt) * 20 * time.Millisecond)) // #nosec G404 -- no secret
 	}
 }
 

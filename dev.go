@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -63,7 +62,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 		if err != nil {
 			return err
 		}
-		defer pg.stop()
+		defer func() { _ = pg.stop() }()
 		defaults["DATABASE_URL"] = pg.url
 		database = pg.url
 	}
@@ -132,7 +131,7 @@ func openDevDir() (dir string, unlock func(), err error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return "", nil, errors.New("another `roster dev` is running in this directory")
 	}
-	return dir, func() { lock.Close() }, nil
+	return dir, func() { _ = lock.Close() }, nil
 }
 
 func makeDevDir(path string, credential *syscall.Credential) error {
@@ -145,7 +144,7 @@ func makeDevDir(path string, credential *syscall.Credential) error {
 	if err := os.Chown(path, int(credential.Uid), int(credential.Gid)); err != nil {
 		return err
 	}
-	try := exec.Command("/bin/sh", "-c", "cd "+strconv.Quote(path))
+	try := exec.Command("/bin/sh", "-c", `cd "$0"`, path) // #nosec G204 -- the directory that dev was started in
 	try.Dir = "/"
 	try.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
 	if try.Run() == nil {

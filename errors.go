@@ -231,5 +231,5 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, body any) 
 	header.Set("Content-Type", contentType)
 	header.Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(status)
-	w.Write(b)
+	_, _ = w.Write(b) // a client that has gone misses it
 }

@@ -473,7 +473,7 @@ func TestLastAdminMeanwhile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer tx.Rollback(context.Background())
+			defer func() { _ = tx.Rollback(context.Background()) }()
 			if _, err := tx.Exec(t.Context(), "update users set role = case id when $1 then 'admin' else 'user' end", m.id); err != nil {
 				t.Fatal(err)
 			}

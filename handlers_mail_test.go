@@ -188,7 +188,7 @@ func (s *testServer) holdLock(sql string, args ...any) pgx.Tx {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(func() { tx.Rollback(context.Background()) })
+	s.t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
 	if _, err := tx.Exec(s.t.Context(), sql, args...); err != nil {
 		s.t.Fatal(err)
 	}

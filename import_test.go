@@ -288,7 +288,7 @@ func TestImportBatches(t *testing.T) {
 	defer file.Close()
 	w := bufio.NewWriter(file)
 	for range 2*importBatch + 5 {
-		w.WriteString(importLine("ada@example.com")) // one address: this is not about what PostgreSQL can do
+		_, _ = w.WriteString(importLine("ada@example.com")) // one address: this is not about what PostgreSQL can do
 	}
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)
@@ -321,7 +321,7 @@ func TestImportKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Rollback(context.Background())
+	defer func() { _ = other.Rollback(context.Background()) }()
 	if _, err := (db{other}).insertUser(t.Context(), newID(), "user25000@example.com", "X", "user", "", false); err != nil {
 		t.Fatal(err)
 	}

@@ -269,7 +269,7 @@ func (s *server) giveUp(ctx context.Context, m mailRow) error {
 // backoff doubles from one minute to a day, less up to a fifth, so that retries spread.
 func backoff(attempts int) time.Duration {
 	d := min(time.Minute<<min(attempts-1, 11), 24*time.Hour)
-	return d - rand.N(d/5)
+	return d - rand.N(d/5) // #nosec G404 -- no secret
 }
 
 // printMail delivers to a terminal: what dev does when SMTP_URL is not set.

@@ -48,7 +48,7 @@ func runTests(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "the tests need a PostgreSQL where they may create databases:", err)
 		return 1
 	}
-	defer adminExec(ctx, "drop database "+templateDB+" with (force)")
+	defer func() { _ = adminExec(ctx, "drop database "+templateDB+" with (force)") }()
 	if err := migrateTo(ctx, databaseURL(templateDB), io.Discard, func(int32) int32 { return requiredVersion() }); err != nil {
 		fmt.Fprintln(os.Stderr, "migrating the template:", err)
 		return 1
@@ -83,7 +83,7 @@ func openTestServer(ctx context.Context) (stop func(), err error) {
 		return nil, err
 	}
 	adminURL = pg.url
-	return func() { pg.stop(); os.RemoveAll(dir) }, nil
+	return func() { _ = pg.stop(); os.RemoveAll(dir) }, nil
 }
 
 func adminExec(ctx context.Context, sql string) error {

@@ -37,13 +37,13 @@ const (
 func (s *server) readOpenAPI(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Cache-Control", "public, max-age=300")
 	w.Header().Set("Content-Type", "application/json")
-	w.Write(openapiJSON)
+	_, _ = w.Write(openapiJSON)
 }
 
 func (s *server) readDocs(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Security-Policy", docsPolicy)
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Write(docsHTML)
+	_, _ = w.Write(docsHTML)
 }
 
 // readDocsFile serves Swagger UI, which is embedded compressed, and the script that starts it.

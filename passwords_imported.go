@@ -75,7 +75,7 @@ func parseArgon2(phc string) (storedHash, error) {
 		derive = argon2.Key
 	}
 	return storedHash{func(password string) bool {
-		return equal(derive([]byte(password), salt, a.time, a.memory, a.threads, uint32(len(want))), want)
+		return equal(derive([]byte(password), salt, a.time, a.memory, a.threads, uint32(len(want))), want) // #nosec G115 -- below maxHashBytes
 	}, f[1] == "argon2id" && a == currentParams}, nil
 }
 

@@ -91,8 +91,8 @@ func runAs() (*syscall.Credential, error) {
 	}
 	for _, name := range []string{"postgres", "nobody"} {
 		if u, err := osuser.Lookup(name); err == nil {
-			uid, _ := strconv.Atoi(u.Uid)
-			gid, _ := strconv.Atoi(u.Gid)
+			uid, _ := strconv.ParseUint(u.Uid, 10, 32)
+			gid, _ := strconv.ParseUint(u.Gid, 10, 32)
 			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
 		}
 	}
@@ -111,7 +111,7 @@ func startPostgres(ctx context.Context, binDir, dataDir, logPath, password strin
 		return nil, err
 	}
 	command := func(name string, args ...string) *exec.Cmd {
-		cmd := exec.Command(name, args...)
+		cmd := exec.Command(name, args...) // #nosec G204 -- the machine's own PostgreSQL
 		cmd.Dir = filepath.Dir(dataDir)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Setpgid: true}
 		return cmd
@@ -122,18 +122,18 @@ func startPostgres(ctx context.Context, binDir, dataDir, logPath, password strin
 		}
 	} else if _, err := os.Stat(filepath.Join(dataDir, "postmaster.pid")); err == nil {
 		// A predecessor was killed, or is still going down: finish it. It fails when there is nobody, which is fine.
-		command(filepath.Join(binDir, "pg_ctl"), "-D", dataDir, "-m", "fast", "-w", "stop").Run()
+		_ = command(filepath.Join(binDir, "pg_ctl"), "-D", dataDir, "-m", "fast", "-w", "stop").Run()
 	}
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) // #nosec G304 -- beside the data
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	args := []string{"-c", watchdog, filepath.Join(binDir, "postgres"), "-D", dataDir, "-p", strconv.Itoa(port)}
+	args := []string{"-c", watchdog, filepath.Join(binDir, "postgres"), "-D", dataDir, "-p", strconv.Itoa(int(port))}
 	for _, s := range append(settings, "listen_addresses=127.0.0.1", "unix_socket_directories=") {
 		args = append(args, "-c", s)
 	}
@@ -150,8 +150,8 @@ func startPostgres(ctx context.Context, binDir, dataDir, logPath, password strin
 	go func() { ended <- server.Wait() }()
 	pg := &postgres{
 		url: (&url.URL{Scheme: "postgres", User: url.UserPassword("roster", password),
-			Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Path: "/postgres"}).String(),
-		stop: func() error { alive.Close(); return <-ended },
+			Host: fmt.Sprintf("127.0.0.1:%d", port), Path: "/postgres"}).String(),
+		stop: func() error { _ = alive.Close(); return <-ended },
 	}
 	for {
 		conn, err := pgx.Connect(ctx, pg.url)
@@ -159,8 +159,8 @@ func startPostgres(ctx context.Context, binDir, dataDir, logPath, password strin
 			return pg, conn.Close(ctx)
 		}
 		select {
-		case <-ended:
-			return nil, fmt.Errorf("PostgreSQL did not start: see %s", logPath)
+		case err := <-ended:
+			return nil, fmt.Errorf("PostgreSQL did not start: %v; see %s", err, logPath)
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), pg.stop())
 		case <-time.After(20 * time.Millisecond):
@@ -195,10 +195,10 @@ func initPostgres(command func(string, ...string) *exec.Cmd, binDir, dataDir, pa
 	return err
 }
 
-func freePort() (int, error) {
+func freePort() (uint16, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, err
 	}
-	return l.Addr().(*net.TCPAddr).Port, l.Close()
+	return l.Addr().(*net.TCPAddr).AddrPort().Port(), l.Close()
 }

@@ -62,8 +62,8 @@ func startProcess(t *testing.T, dir string, env map[string]string, match string,
 	return p
 }
 
-func (p *process) kill()                   { p.cmd.Process.Kill() }
-func (p *process) signal(s syscall.Signal) { p.cmd.Process.Signal(s) }
+func (p *process) kill()                   { _ = p.cmd.Process.Kill() }
+func (p *process) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
 
 // wait returns how the process ended, which it must do in time.
 func (p *process) wait(d time.Duration) error {

@@ -23,8 +23,8 @@ func (s *testServer) raw(text string) (status int, header http.Header, body stri
 		s.t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	go io.WriteString(conn, text) // a server that refuses early does not read it all
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	go func() { _, _ = io.WriteString(conn, text) }() // a server that refuses early does not read it all
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		s.t.Fatal(err)
@@ -266,7 +266,7 @@ func TestPanic(t *testing.T) {
 		t.Fatal(err)
 	}
 	hs := &http.Server{Handler: broken}
-	go hs.Serve(listener)
+	go func() { _ = hs.Serve(listener) }()
 	defer hs.Close()
 	response, err := http.Get("http://" + listener.Addr().String())
 	if err != nil {

@@ -75,7 +75,7 @@ func (s *smtpSender) deliver(ctx context.Context, m message) error {
 			if err != nil {
 				return nil, err
 			}
-			context.AfterFunc(ctx, func() { conn.Close() }) // go-mail extends its deadlines; this one holds
+			context.AfterFunc(ctx, func() { _ = conn.Close() }) // go-mail extends its deadlines; this one holds
 			if s.implicit {
 				return tls.Client(conn, s.tls), nil
 			}

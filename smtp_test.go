@@ -129,7 +129,7 @@ func startSMTP(t testing.TB, d *smtpd, names ...string) *smtpd {
 		listener = tls.NewListener(listener, server.TLSConfig)
 	}
 	server.AllowInsecureAuth = d.plain // it would take credentials in the clear, if somebody sent them
-	go server.Serve(listener)
+	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { server.Close() })
 	return d
 }
@@ -389,29 +389,29 @@ func TestSMTPModes(t *testing.T) {
 		{name: "4xx after DATA", d: &smtpd{data: func(*smtp.Conn, io.Reader) error { return refuse(452) }}, want: "waiting 1"},
 		{name: "5xx after DATA", d: &smtpd{data: func(*smtp.Conn, io.Reader) error { return refuse(554) }}, want: "waiting 1"},
 		{name: "drops in the middle of DATA", d: &smtpd{data: func(c *smtp.Conn, r io.Reader) error {
-			io.CopyN(io.Discard, r, 100)
+			_, _ = io.CopyN(io.Discard, r, 100)
 			c.Conn().Close()
 			return errors.New("dropped")
 		}}, want: "waiting 1"},
 		{name: "drops instead of the answer to DATA", d: &smtpd{data: func(c *smtp.Conn, r io.Reader) error {
-			io.Copy(io.Discard, r)
+			_, _ = io.Copy(io.Discard, r)
 			c.Conn().Close()
 			return errors.New("dropped")
 		}}, want: "waiting 1"},
 		{name: "hangs after DATA", d: &smtpd{data: func(_ *smtp.Conn, r io.Reader) error {
-			io.Copy(io.Discard, r)
+			_, _ = io.Copy(io.Discard, r)
 			<-hang
 			return errors.New("too late")
 		}}, slow: true, want: "waiting 1"},
 		{name: "hangs in the middle of DATA", d: &smtpd{data: func(_ *smtp.Conn, r io.Reader) error {
-			io.CopyN(io.Discard, r, 100)
+			_, _ = io.CopyN(io.Discard, r, 100)
 			<-hang
 			return errors.New("too late")
 		}}, slow: true, want: "waiting 1"},
-		{name: "hangs before the banner", raw: func(c net.Conn) { io.Copy(io.Discard, c) }, slow: true, want: "waiting 1"},
+		{name: "hangs before the banner", raw: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, slow: true, want: "waiting 1"},
 		{name: "hangs after the banner", raw: func(c net.Conn) {
-			io.WriteString(c, "220 smtpd.test\r\n")
-			io.Copy(io.Discard, c)
+			_, _ = io.WriteString(c, "220 smtpd.test\r\n")
+			_, _ = io.Copy(io.Discard, c)
 		}, slow: true, want: "waiting 1"},
 		{name: "drips", raw: func(c net.Conn) {
 			// A line now and then: each within any time limit of a single read.
@@ -419,8 +419,8 @@ func TestSMTPModes(t *testing.T) {
 				time.Sleep(10 * time.Millisecond)
 			}
 		}, slow: true, want: "waiting 1"},
-		{name: "says goodbye at once", raw: func(c net.Conn) { io.WriteString(c, "421 busy\r\n") }, want: "waiting 1"},
-		{name: "speaks something else", raw: func(c net.Conn) { io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n") }, want: "waiting 1"},
+		{name: "says goodbye at once", raw: func(c net.Conn) { _, _ = io.WriteString(c, "421 busy\r\n") }, want: "waiting 1"},
+		{name: "speaks something else", raw: func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n") }, want: "waiting 1"},
 		{name: "has no STARTTLS", d: &smtpd{plain: true, password: "s3cret"}, want: "waiting 1", mute: true},
 		{name: "refuses STARTTLS", raw: func(c net.Conn) { serveLines(t, c, "454 4.7.0 TLS not available") }, want: "waiting 1"},
 		{name: "speaks on in the clear after STARTTLS", raw: func(c net.Conn) { serveLines(t, c, "220 go ahead") }, want: "waiting 1"},
@@ -442,11 +442,11 @@ func TestSMTPModes(t *testing.T) {
 					bad = good.sender()
 					bad.implicit = d.implicit
 					_, port, _ := net.SplitHostPort(d.addr)
-					fmt.Sscan(port, &bad.port)
+					_, _ = fmt.Sscan(port, &bad.port)
 				}
 			} else {
 				_, port, _ := net.SplitHostPort(rawSMTP(t, tc.raw))
-				fmt.Sscan(port, &bad.port)
+				_, _ = fmt.Sscan(port, &bad.port)
 			}
 			if err := s.sendNext(func(ctx context.Context, m message) error {
 				if tc.slow {
@@ -496,18 +496,18 @@ func TestSMTPModes(t *testing.T) {
 
 // serveLines offers STARTTLS, answers it as told, and goes on in the clear; nothing worth hearing may be said then.
 func serveLines(t testing.TB, c net.Conn, toStartTLS string) {
-	io.WriteString(c, "220 smtpd.test\r\n")
+	_, _ = io.WriteString(c, "220 smtpd.test\r\n")
 	for lines := bufio.NewScanner(c); lines.Scan(); {
 		switch verb, _, _ := strings.Cut(strings.ToUpper(lines.Text()), " "); verb {
 		case "EHLO":
-			io.WriteString(c, "250-smtpd.test\r\n250-AUTH PLAIN LOGIN\r\n250 STARTTLS\r\n")
+			_, _ = io.WriteString(c, "250-smtpd.test\r\n250-AUTH PLAIN LOGIN\r\n250 STARTTLS\r\n")
 		case "STARTTLS":
-			io.WriteString(c, toStartTLS+"\r\n")
+			_, _ = io.WriteString(c, toStartTLS+"\r\n")
 		case "AUTH", "MAIL", "RCPT", "DATA":
 			t.Errorf("said in the clear: %s", lines.Text())
-			io.WriteString(c, "250 ok\r\n")
+			_, _ = io.WriteString(c, "250 ok\r\n")
 		default:
-			io.WriteString(c, "250 ok\r\n")
+			_, _ = io.WriteString(c, "250 ok\r\n")
 		}
 	}
 }
