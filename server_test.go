@@ -285,16 +285,19 @@ func TestPanic(t *testing.T) {
 	s.logs.b.Reset() // the defect was ours
 }
 
-// R14, R32: a full gate refuses after its wait, and everybody else is served.
+// R14, R32: a full gate refuses after its wait, and everybody else is served. Who was refused has guessed nothing (R39).
 func TestHashingGate(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := throttled(t)
 	m := s.newUser("ada@example.com", "user")
 	for range cap(s.passwords.gate) {
 		s.passwords.gate <- struct{}{}
 	}
 	if a := s.signInAs(m.email, testPassword).want(503, "overloaded"); a.header.Get("Retry-After") != "1" {
 		t.Error(a.header)
+	}
+	if n := scalar[int](s, "select sum(count) from throttles where key like 'failures%'"); n != 0 {
+		t.Errorf("%d failures were counted", n)
 	}
 	s.get("/v1/users/me", m.token).want(200, "")
 	for range cap(s.passwords.gate) {

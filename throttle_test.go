@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -99,14 +100,85 @@ func TestThrottleNetwork(t *testing.T) {
 			delete(body, unknown)
 		}
 		s.do(request{method: "POST", path: "/v1/auth/" + path, header: http.Header{"X-Forwarded-For": {"2001:db8::ffff"}}, body: body}).want(429, "too_many_attempts")
-		s.do(request{method: "POST", path: "/v1/auth/" + path, header: http.Header{"X-Forwarded-For": {"2001:db8:0:1::1"}}, body: body})
+		if a := s.do(request{method: "POST", path: "/v1/auth/" + path, header: http.Header{"X-Forwarded-For": {"2001:db8:0:1::1"}}, body: body}); a.status == 429 {
+			t.Errorf("%s: the neighbouring network is refused too", path)
+		}
 	}
 	m := s.newUser("eve@example.com", "user")
+	s.refreshWith(m.refresh).want(200, "")
 	s.exec("update throttles set count = 149 where key like 'refresh %'")
 	s.refreshWith(m.refresh).want(200, "")
-	s.exec("update throttles set count = 150 where key like 'refresh %'")
 	s.refreshWith(m.refresh).want(429, "too_many_attempts")
-	if networkOf(netip.Addr{}) != "unknown" || networkOf(netip.MustParseAddr("192.0.2.77")) != "192.0.2.0/24" {
-		t.Error("networks")
+	for address, network := range map[string]string{"": "unknown", "192.0.2.77": "192.0.2.0/24", "2001:db8:0:1:2::3": "2001:db8:0:1::/64"} {
+		ip, _ := netip.ParseAddr(address)
+		if got := networkOf(ip); got != network {
+			t.Errorf("%q belongs to %s", address, got)
+		}
+	}
+}
+
+// R38: a hundred failures of an account in an hour, from wherever they come, and a reset forgets all of them.
+func TestThrottleEverywhere(t *testing.T) {
+	t.Parallel()
+	s := throttled(t)
+	m := s.newUser("ada@example.com", "user")
+	s.signInFrom("192.0.2.1", m.email, "wrong password").want(400, "invalid_grant")
+	s.exec("update throttles set count = 99 where key like 'failures %'")
+	s.signInFrom("198.51.100.1", m.email, "wrong password").want(400, "invalid_grant")
+	s.signInFrom("203.0.113.1", m.email, testPassword).want(429, "too_many_attempts")
+	s.post("/v1/auth/forgot-password", "", map[string]string{"email": m.email}).want(202, "")
+	s.post("/v1/auth/reset-password", "", map[string]string{"token": s.waitMail(m.email, 1).Token, "password": "a new password 1"}).want(204, "")
+	if n := scalar[int](s, "select count(*) from throttles where key like 'failures%'"); n != 0 {
+		t.Errorf("%d counters of the account are left", n)
+	}
+	s.signInFrom("203.0.113.1", m.email, "a new password 1").want(200, "")
+}
+
+// R38, R40: each window is as long as promised, begins with its first call and is not moved by later ones; the answer
+// says how much of it is left.
+func TestThrottleWindows(t *testing.T) {
+	t.Parallel()
+	s := throttled(t)
+	m := s.newUser("ada@example.com", "user")
+	s.exec("delete from throttles")
+	s.signInFrom("192.0.2.1", m.email, "wrong password").want(400, "invalid_grant")
+	s.refreshWith(m.refresh).want(200, "")
+	begun := map[string]string{}
+	for name, length := range map[string]string{"failures/network": "15 minutes", "failures": "1 hour", "credentials": "5 minutes", "refresh": "5 minutes"} {
+		if !scalar[bool](s, "select ends_at > now() + $2::interval - interval '2 minutes' and ends_at <= now() + $2::interval from throttles where key like $1 || ' %'", name, length) {
+			t.Errorf("the window of %s is not %s", name, length)
+		}
+		begun[name] = scalar[string](s, "select ends_at::text from throttles where key like $1 || ' %'", name)
+	}
+	s.exec("update throttles set count = 10 where key like 'failures/network %'")
+	if wait, _ := strconv.Atoi(s.signInFrom("192.0.2.1", m.email, testPassword).want(429, "too_many_attempts").header.Get("Retry-After")); wait < 13*60 || wait > 15*60 {
+		t.Errorf("Retry-After is %d", wait)
+	}
+	for name, end := range begun {
+		if now := scalar[string](s, "select ends_at::text from throttles where key like $1 || ' %'", name); now != end {
+			t.Errorf("the window of %s moved from %s to %s", name, end, now)
+		}
+	}
+	// Over is over: the next call begins a window of its own, with a count of one.
+	s.exec("update throttles set ends_at = now() - interval '1 second', count = 1000")
+	s.signInFrom("192.0.2.1", m.email, "wrong password").want(400, "invalid_grant")
+	if n := scalar[int](s, "select count(*) from throttles where ends_at > now() and count = 1"); n != 3 {
+		t.Errorf("%d counters began anew", n)
+	}
+}
+
+// THROTTLE=off counts nothing and takes nothing back.
+func TestThrottleOff(t *testing.T) {
+	t.Parallel()
+	s := throttled(t)
+	m := s.newUser("ada@example.com", "user")
+	s.signInFrom("192.0.2.1", m.email, "wrong password").want(400, "invalid_grant")
+	s.exec("update throttles set count = 1000")
+	before := scalar[string](s, "select jsonb_agg(t order by key)::text from throttles t")
+	off := s.newReplica(func(c *config) { c.Throttle = "off" })
+	off.signInFrom("192.0.2.1", m.email, "wrong password").want(400, "invalid_grant")
+	off.signInFrom("192.0.2.1", m.email, testPassword).want(200, "")
+	if now := scalar[string](s, "select jsonb_agg(t order by key)::text from throttles t"); now != before {
+		t.Errorf("counted: %s, then %s", before, now)
 	}
 }
