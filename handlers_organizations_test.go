@@ -958,7 +958,8 @@ func TestDeleteMeWhileBecomingOwner(t *testing.T) {
 	answers := s.standoff(func() {
 		promote()
 		s.until(func() bool {
-			return scalar[int](s, "select count(*) from pg_locks where locktype = 'advisory' and not granted") == 1
+			return scalar[int](s, `select count(*) from pg_locks where locktype = 'advisory' and not granted
+				and database = (select oid from pg_database where datname = current_database())`) == 1
 		})
 		leave := s.standoff(release, o.to(o.owner, "DELETE", "/memberships/"+o.owner.id, nil))
 		leave[0].want(409, "last_owner")
