@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,6 +56,13 @@ func TestAccessTokenRules(t *testing.T) {
 		{"no iat", func(c *accessClaims, _ map[string]any) { c.IssuedAt = nil }, false},
 		{"issued in the future", func(c *accessClaims, _ map[string]any) { c.IssuedAt, c.ExpiresAt = in(time.Hour), in(2*time.Hour) }, false},
 		{"lives too long", func(c *accessClaims, _ map[string]any) { c.ExpiresAt = in(17 * time.Minute) }, false},
+		{"lives as long as may be", func(c *accessClaims, _ map[string]any) {
+			c.ExpiresAt = jwt.NewNumericDate(c.IssuedAt.Add(16 * time.Minute))
+		}, true},
+		{"a second longer", func(c *accessClaims, _ map[string]any) {
+			c.ExpiresAt = jwt.NewNumericDate(c.IssuedAt.Add(16*time.Minute + time.Second))
+		}, false},
+		{"longer than 4 KiB", func(c *accessClaims, _ map[string]any) { c.Scope = strings.Repeat("account ", 400) }, false},
 		{"no jti", func(c *accessClaims, _ map[string]any) { c.ID = "" }, false},
 		{"no sub", func(c *accessClaims, _ map[string]any) { c.Subject = "" }, false},
 		{"sub is no id", func(c *accessClaims, _ map[string]any) { c.Subject = "x" }, false},
@@ -154,6 +162,7 @@ func TestAuthorizationHeader(t *testing.T) {
 		{"lower case scheme", "", []string{"bearer " + m.token}, 200, ""},
 		{"two", "", []string{"Bearer " + m.token, "Bearer " + m.token}, 401, `Bearer realm="roster", error="invalid_token"`},
 		{"basic", "", []string{"Basic YTpi"}, 401, `Bearer realm="roster", error="invalid_token"`},
+		{"another scheme", "", []string{"Token " + m.token}, 401, `Bearer realm="roster", error="invalid_token"`},
 		{"no scheme", "", []string{m.token}, 401, `Bearer realm="roster", error="invalid_token"`},
 		{"empty token", "", []string{"Bearer "}, 401, `Bearer realm="roster", error="invalid_token"`},
 		{"two spaces", "", []string{"Bearer  " + m.token}, 401, `Bearer realm="roster", error="invalid_token"`},
@@ -184,11 +193,33 @@ func TestRefreshTokenForms(t *testing.T) {
 		s.refreshWith(m.refresh[:i]+string(other)+m.refresh[i+1:]).want(400, "invalid_grant")
 	}
 	for _, bad := range []string{m.refresh + "A", m.refresh[:78], m.refresh[3:], "rt_", m.refresh + "=", m.refresh[:40] + "\r\n" + m.refresh[40:],
-		"\n" + m.refresh, strings.ToUpper(m.refresh), "RT_" + m.refresh[3:], m.token} {
+		"\n" + m.refresh, strings.ToUpper(m.refresh), "RT_" + m.refresh[3:], m.token,
+		"rt_!" + m.refresh[4:], m.refresh[:40] + "+" + m.refresh[41:], m.refresh[:78] + "/"} {
 		s.refreshWith(bad).want(400, "invalid_grant")
 	}
-	if got := scalar[int](s, "select generation from sessions"); got != 1 {
-		t.Errorf("a forged token moved the session to generation %d", got)
+	// Whoever has a token of their own makes none for another session, generation or version.
+	eve := s.newUser("eve@example.com", "user")
+	genuine, err := base64.RawURLEncoding.DecodeString(m.refresh[3:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, _ := base64.RawURLEncoding.DecodeString(eve.refresh[3:])
+	for name, forge := range map[string]func() []byte{
+		"session":    func() []byte { return append(slices.Clone(genuine[:refreshMAC]), own[refreshMAC:]...) },
+		"generation": func() []byte { b := slices.Clone(own); b[refreshMAC-1]++; return b },
+		"key":        func() []byte { b := slices.Clone(own); b[1]++; return b },
+		"version": func() []byte {
+			b := slices.Clone(own)
+			b[0]++
+			return append(b[:refreshMAC], sum(s.keys.signing.refresh, b[:refreshMAC])...)
+		},
+	} {
+		if a := s.refreshWith(refreshPrefix + base64.RawURLEncoding.EncodeToString(forge())); a.status != 400 {
+			t.Errorf("forged %s: %d %s", name, a.status, a.body)
+		}
+	}
+	if got := scalar[int](s, "select sum(generation) from sessions"); got != 2 {
+		t.Errorf("a forged token moved a session: generations add up to %d", got)
 	}
 	s.refreshWith(m.refresh).want(200, "")
 }
@@ -209,6 +240,18 @@ func TestKeyDerivation(t *testing.T) {
 		t.Errorf("%+v", public)
 	}
 	goldenFile(t, "derivation.json", public)
+	// Refresh tokens and cursors outlive an upgrade, too. The texts were computed by Python's hmac and hashlib.
+	ring, err := newKeyRing(config{secrets: [][]byte{secret}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const id = "01890a5d-ac96-774b-bcce-b302099a8057"
+	if got := ring.signRefresh(id, 7); got != "rt_AQGUewcBiQpdrJZ3S7zOswIJmoBXAAAAB4zVY1i9MVYBVJfhlA7C7ih7AOdRbtm65Ir-OH-Acull" {
+		t.Error("refresh token", got)
+	}
+	if got := ring.signCursor("scope", id); got != "AYkKXayWd0u8zrMCCZqAV6KSI-c36m9GCqx5pAv8ofs" {
+		t.Error("cursor", got)
+	}
 }
 
 // The cache of verified tokens is bounded, and forgets what has expired.
@@ -225,4 +268,33 @@ func TestTokenCache(t *testing.T) {
 	if c.get(string(rune(0x10000))) != nil || c.get(string(rune(3*tokenCacheSize-1+0x10000))) == nil {
 		t.Error("the cache keeps the oldest or loses the newest")
 	}
+	before := len(c.young)
+	if c.get("unknown") != nil || len(c.young) != before {
+		t.Error("a token that was never verified is remembered")
+	}
+	// What is used stays, however many come after it.
+	for i := range 3 * tokenCacheSize {
+		c.put(string(rune(i+0x10000)), claims)
+		if i == 0 || i%(tokenCacheSize/2) == 0 {
+			if c.get(string(rune(0x10000))) == nil {
+				t.Fatalf("a token that is in use was forgotten after %d others", i)
+			}
+		}
+	}
+}
+
+// A token that is remembered expires like any other, when its leeway is over.
+func TestRememberedTokenExpires(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	s.get("/v1/users/me", m.token).want(200, "")
+	claims := s.keys.known.get(m.token)
+	if claims == nil {
+		t.Fatal("the token is not remembered")
+	}
+	claims.ExpiresAt = jwt.NewNumericDate(time.Now().Add(-accessLeeway / 2))
+	s.get("/v1/users/me", m.token).want(200, "")
+	claims.ExpiresAt = jwt.NewNumericDate(time.Now().Add(-accessLeeway))
+	s.get("/v1/users/me", m.token).want(401, "invalid_access_token")
 }
