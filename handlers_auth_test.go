@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -391,6 +392,122 @@ func TestRehash(t *testing.T) {
 		t.Errorf("the hash is still %s", hash[:30])
 	}
 	s.signInAs(m.email, testPassword).want(200, "")
+}
+
+// R31: the better hash never replaces what became of the account while it was made: the password that is stored then
+// decides.
+func TestRehashMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newQuietServer(t)
+	weak := argon2Params{memory: 64, time: 1, threads: 1}
+	salt := make([]byte, 16)
+	hashOf := func(password string) string { return encodePHC(weak, salt, weak.key(password, salt, 32)) }
+	replace := `with gone as (delete from users where email = $1) select pg_advisory_xact_lock(0)`
+	for i, tc := range []struct {
+		name   string
+		change string // of the user's row, while the upgrade waits for it
+		hash   string
+		status int
+		code   string
+	}{
+		{"another sign-in", "update users set password_hash = $2 where email = $1", testPasswordHash(), 200, ""},
+		{"another password", "update users set password_hash = $2 where email = $1", hashOf("another password"), 400, "invalid_grant"},
+		{"deleted", replace, "", 400, "invalid_grant"},
+		{"deleted and made again", replace, testPasswordHash(), 400, "invalid_grant"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := s.in(t)
+			email := fmt.Sprint("ada", i, "@example.com")
+			if _, err := s.db.insertUser(t.Context(), newID(), email, "Ada", "user", hashOf(testPassword), true); err != nil {
+				t.Fatal(err)
+			}
+			args := []any{email}
+			if tc.change != replace {
+				args = append(args, tc.hash)
+			}
+			tx := s.holdLock(tc.change, args...)
+			answered := s.postLater("/v1/auth/token", url.Values{"grant_type": {"password"}, "username": {email}, "password": {testPassword}})
+			s.waitBlocked(1)
+			if tc.change == replace && tc.hash != "" {
+				if _, err := (db{tx}).insertUser(t.Context(), newID(), email, "Eve", "user", tc.hash, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			(<-answered).want(tc.status, tc.code)
+			if n := scalar[int](s, "select count(*) from sessions s join users u on u.id = s.user_id where email = $1", email); (n == 1) != (tc.status == 200) {
+				t.Errorf("%d sessions", n)
+			}
+		})
+	}
+}
+
+// R50, R57: whoever is disabled, or whose password changes, while their password is being checked is not signed in.
+func TestSignInMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newQuietServer(t)
+	m := s.newUser("ada@example.com", "user")
+	for _, change := range []string{"update users set disabled = true", "update users set disabled = false, password_hash = 'another'"} {
+		s.exec("update users set disabled = false, password_hash = $1", testPasswordHash())
+		s.exec("delete from sessions")
+		tx := s.holdLock(change)
+		answered := s.postLater("/v1/auth/token", url.Values{"grant_type": {"password"}, "username": {m.email}, "password": {testPassword}})
+		s.waitBlocked(1)
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		(<-answered).want(400, "invalid_grant")
+		if scalar[int](s, "select count(*) from sessions") != 0 {
+			t.Error("signed in after:", change)
+		}
+	}
+}
+
+// R54: a request with tokens that a refresh replaces at that moment says nothing about the new ones: their reply may
+// still get lost.
+func TestConfirmationComesLate(t *testing.T) {
+	t.Parallel()
+	s := newQuietServer(t)
+	m := s.newUser("ada@example.com", "user")
+	tx := s.holdLock("update sessions set generation = 2, rotated_at = now() - interval '1 hour'")
+	answered := make(chan answer, 1)
+	go func() {
+		a, err := s.try(request{path: "/v1/users/me", token: m.token})
+		if err != nil {
+			t.Error(err)
+			a = answer{t: t}
+		}
+		answered <- a
+	}()
+	s.waitBlocked(1)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	(<-answered).want(200, "")
+	s.get("/v1/users/me", m.token).want(200, "") // the older access token, once more
+	if scalar[bool](s, "select confirmed from sessions") {
+		t.Error("the older token confirmed the newer")
+	}
+	s.refreshWith(m.refresh).want(200, "")
+}
+
+// R53: a genuine token from after the point that a database was restored to is refused, and is no sign of a copy.
+func TestTokenOfLaterGeneration(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	second := s.refreshWith(m.refresh).want(200, "").str("refresh_token")
+	third := s.refreshWith(second).want(200, "").str("refresh_token")
+	s.exec("update sessions set generation = 1")
+	for _, late := range []string{second, third} {
+		s.refreshWith(late).want(400, "invalid_grant")
+	}
+	if scalar[int](s, "select generation from sessions") != 1 {
+		t.Error("the session moved")
+	}
+	s.refreshWith(m.refresh).want(200, "")
 }
 
 // golang.org/x/oauth2 signs in and refreshes unmodified, and an RFC 9068 resource server verifies by the JWKS.

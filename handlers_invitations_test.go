@@ -470,6 +470,28 @@ func TestInvitationHasOneWinner(t *testing.T) {
 	}
 }
 
+// R61: an invitation that expires, or is withdrawn, while its use waits for the organization is void.
+func TestInvitationEndsMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	o := s.newTeam("acme")
+	ada := s.insertMember("ada", "user")
+	tokens := []string{s.invited(o, o.owner, ada.email, "member"), s.invited(o, o.owner, "new@example.com", "member")}
+	for _, change := range []string{"update invitations set expires_at = now() - interval '1 minute'", "delete from invitations"} {
+		for _, q := range []request{accept(ada, tokens[0]), acceptAsNew(tokens[1], testPassword)} {
+			s.exec("update invitations set expires_at = now() + interval '1 hour'")
+			release := s.inTransaction("select from organizations for no key update")
+			s.standoff(func() { s.exec(change); release() }, q)[0].want(422, "invalid_token")
+		}
+		if n := scalar[int](s, "select count(*) from memberships"); n != 3 {
+			t.Errorf("%d memberships", n)
+		}
+		if change != "delete from invitations" && scalar[int](s, "select count(*) from invitations") != 2 {
+			t.Error("an expired invitation was consumed")
+		}
+	}
+}
+
 // A disabled user accepts nothing, and the invitation waits for them.
 func TestInvitationOfDisabledUser(t *testing.T) {
 	t.Parallel()

@@ -466,6 +466,33 @@ func TestResetPasswordDisabledMeanwhile(t *testing.T) {
 	s.signInAs(m.email, testPassword).want(200, "")
 }
 
+// R60, R61: the statement that consumes a token decides, not the look before it: what the token has become while the
+// reset waits for the account counts.
+func TestResetPasswordTokenMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newQuietServer(t)
+	m := s.newUser("ada@example.com", "user")
+	s.forgot(m.email).want(202, "")
+	token := s.newestToken(m.email)
+	for _, change := range []string{"expires_at = now() - interval '1 minute'", "purpose = 'confirm-email'", "token_hash = '\\x00'"} {
+		row := scalar[string](s, "select to_jsonb(t)::text from mail_tokens t")
+		tx := s.holdLock("select from users for no key update")
+		answered := s.postLater("/v1/auth/reset-password", map[string]string{"token": token, "password": "a new password 1"})
+		s.waitBlocked(1)
+		s.exec("update mail_tokens set " + change)
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if a := <-answered; a.status != 422 || scalar[int](s, "select count(*) from mail_tokens") != 1 {
+			t.Errorf("%s: %d %s", change, a.status, a.body)
+		}
+		s.exec("delete from mail_tokens")
+		s.exec("insert into mail_tokens select * from jsonb_populate_record(null::mail_tokens, $1::jsonb)", row)
+	}
+	s.signInAs(m.email, testPassword).want(200, "")
+	s.reset(token, "a new password 1").want(204, "")
+}
+
 // R60: of many uses at once, over two replicas, one wins.
 func TestResetPasswordHasOneWinner(t *testing.T) {
 	t.Parallel()
