@@ -317,3 +317,32 @@ func TestPasswordGate(t *testing.T) {
 		t.Error(ok, err, len(p.gate))
 	}
 }
+
+// R27 to R30: each bound of a password, on both of its sides.
+func TestPasswordBounds(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	root := s.newUser("root@example.com", "admin")
+	long := strings.Repeat("zq4 wombat-", 24)
+	for i, tc := range []struct{ local, password, code string }{
+		{"", "zq4 wombat-1", ""},
+		{"", "zq4 wombat-", "password_too_short"},
+		{"", strings.Repeat("\u00e4", 11), "password_too_short"}, // code points, not bytes
+		{"", long[:256], ""},
+		{"", long[:257], "password_too_long"},
+		{"", strings.Repeat("\U0001F600", 256), ""},
+		{"", "zq4 wombat-\x00", "forbidden_character"},
+		{"anna", "anna-2026-anna", "password_too_common"},
+		{"anna", "AnnaAnna@anna_123", "password_too_common"},
+		{"bob", "bob-2026-bob", ""}, // three letters are in too many words
+	} {
+		local := tc.local
+		if local == "" {
+			local = fmt.Sprint("someone", i)
+		}
+		a := s.post("/v1/users", root.token, map[string]string{"email": fmt.Sprintf("%s@%d.example.com", local, i), "name": "X", "role": "user", "password": tc.password})
+		if got := a.status; tc.code == "" && got != 201 || tc.code != "" && (got != 422 || a.fields()["/password"] != tc.code) {
+			t.Errorf("%.20q: %d %s", tc.password, got, a.body)
+		}
+	}
+}

@@ -209,6 +209,28 @@ func TestClientIP(t *testing.T) {
 	}
 }
 
+// R17: what is stored of a User-Agent can be stored and shown: no control or override characters, no broken UTF-8, and
+// a length that ends between two characters.
+func TestUserAgent(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", maxUserAgent-1)
+	for sent, want := range map[string]string{
+		"curl/8": "curl/8", "": "", "a\tb\x00c\u202ed\u2028e": "abcde", "Käse \xff\xc3(": "Käse (", "\ufffd": "",
+		long + "b": long + "b", long + "bc": long + "b", long + "ä": long, long[1:] + "ä": long[1:] + "ä", strings.Repeat("\x07", 300) + "x": "x",
+	} {
+		if got := cleanUserAgent(sent); got != want {
+			t.Errorf("%q became %q", sent, got)
+		}
+	}
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	s.do(request{method: "POST", path: "/v1/auth/token", header: http.Header{"User-Agent": {"Käse \xff " + long}},
+		body: url.Values{"grant_type": {"refresh_token"}, "refresh_token": {m.refresh}}}).want(200, "")
+	if got := scalar[string](s, "select user_agent from sessions"); got != ("Käse  " + long)[:maxUserAgent] {
+		t.Errorf("stored %q", got)
+	}
+}
+
 // The docs page and everything it loads; its policy allows nothing from elsewhere.
 func TestDocs(t *testing.T) {
 	t.Parallel()
