@@ -134,6 +134,22 @@ func TestThrottleEverywhere(t *testing.T) {
 	s.signInFrom("203.0.113.1", m.email, "a new password 1").want(200, "")
 }
 
+// R38: neither a right password nor a reset takes back what was counted of another account.
+func TestThrottleOfOthers(t *testing.T) {
+	t.Parallel()
+	s := throttled(t)
+	m := s.newUser("ada@example.com", "user")
+	s.exec("delete from throttles")
+	s.signInFrom("192.0.2.1", "victim@example.com", "wrong password").want(400, "invalid_grant")
+	keys := scalar[[]string](s, "select array_agg(key) from throttles where key like 'failures%'")
+	s.signInFrom("192.0.2.1", m.email, testPassword).want(200, "")
+	s.post("/v1/auth/forgot-password", "", map[string]string{"email": m.email}).want(202, "")
+	s.post("/v1/auth/reset-password", "", map[string]string{"token": s.waitMail(m.email, 1).Token, "password": "a new password 1"}).want(204, "")
+	if n := scalar[int](s, "select count(*) from throttles where key = any($1) and count = 1", keys); n != 2 || len(keys) != 2 {
+		t.Errorf("%d of the counters %v are as they were", n, keys)
+	}
+}
+
 // R38, R40: each window is as long as promised, begins with its first call and is not moved by later ones; the answer
 // says how much of it is left.
 func TestThrottleWindows(t *testing.T) {
