@@ -114,7 +114,7 @@ func TestListUsers(t *testing.T) {
 	}
 	s.get("/v1/users?role=user&q=lovelace&after="+cursor, other.token).want(400, "invalid_cursor")
 	s.get("/v1/audit-events?after="+cursor, admin.token).want(400, "invalid_cursor")
-	for _, forged := range []string{"x", admin.id, cursor[:len(cursor)-1] + flipLastBits(cursor), cursor + "A", "'", "%2527"} {
+	for _, forged := range []string{"AAAA", "x", admin.id, cursor[:len(cursor)-1] + flipLastBits(cursor), cursor + "A", "'", "%2527"} {
 		s.get("/v1/users?role=user&q=lovelace&after="+url.QueryEscape(forged), admin.token).want(400, "invalid_cursor")
 	}
 	for _, bad := range []string{"q=", "q=+", "q=" + strings.Repeat("a", 101), "q=a%00", "q=%FF", "q=a&q=b", "q=a%E2%80%AEb", "role=root", "role=", "role=Admin", "disabled=1",
@@ -621,6 +621,72 @@ func everythingPersonal(s *testServer, ada, elsewhere browser) (adaID, token str
 	elsewhere.do(s, "PATCH", "/v1/users/"+adaID, admin.token, map[string]any{"name": "Ada Lovelace"}).want(200, "")
 	s.waitMail(email, 4) // change, reset, its notice, invitation
 	return adaID, token
+}
+
+// R43: everything that happens to an account is in the trail, with who it happened to, once.
+func TestAccountAudit(t *testing.T) {
+	t.Parallel()
+	s := newQuietServer(t)
+	admin, m := s.newUser("root@example.com", "admin"), s.newUser("ada@example.com", "user")
+	const email, password = "new@example.com", "a new password 1"
+	var fresh member
+	access := func() string { return s.signInAs(m.email, testPassword).want(200, "").str("access_token") }
+	own := func(method, path string, body any) request {
+		return request{method: method, path: "/v1/users/me" + path, token: access(), body: body}
+	}
+	s.forgot(m.email).want(202, "")
+	reset := s.newestToken(m.email)
+	for _, tc := range []struct {
+		action string
+		do     func() answer
+	}{
+		{"user.registered", func() answer { s.startRegistration(email, testPassword); return answer{} }},
+		{"user.registered_again", func() answer { s.startRegistration(m.email, testPassword); return answer{} }},
+		{"email.verified", func() answer { return s.verify(s.newestToken(email), testPassword) }},
+		{"session.ended", func() answer {
+			fresh.token = s.signInAs(email, testPassword).str("access_token")
+			return s.post("/v1/auth/revoke", "", url.Values{"token": {fresh.token}})
+		}},
+		{"password.changed", func() answer {
+			a := s.do(own("PUT", "/password", jsonBody("current_password", testPassword, "new_password", password)))
+			s.exec("update users set password_hash = $2 where id = $1", m.id, testPasswordHash())
+			return a
+		}},
+		{"session.others_ended", func() answer { return s.do(own("DELETE", "/sessions", nil)) }},
+		{"session.ended", func() answer {
+			q := own("DELETE", "/sessions/", nil)
+			q.path += scalar[string](s, "select id::text from sessions where user_id = $1 order by id limit 1", m.id)
+			return s.do(q)
+		}},
+		{"email.change_requested", func() answer { return s.move(access(), "moved@example.com", testPassword) }},
+		{"email.changed", func() answer { m.email = "moved@example.com"; return s.confirm(s.newestToken(m.email)) }},
+		{"password.reset", func() answer {
+			s.reset(reset, password).want(422, "invalid_token") // the change of address voided it
+			s.forgot(m.email).want(202, "")
+			return s.reset(s.newestToken(m.email), password)
+		}},
+		{"user.created", func() answer {
+			return s.post("/v1/users", admin.token, jsonBody("email", "made@example.com", "name", "X", "role", "user"))
+		}},
+		{"user.sessions_ended", func() answer {
+			s.signInAs(m.email, password).want(200, "")
+			a := s.do(request{method: "DELETE", path: "/v1/users/" + m.id + "/sessions", token: admin.token})
+			if n := scalar[int](s, "select count(*) from sessions where user_id = $1", m.id); n != 0 {
+				t.Errorf("%d sessions are left", n)
+			}
+			return a
+		}},
+		{"user.updated", func() answer { return s.patchAs("/v1/users/"+m.id, admin.token, map[string]any{"name": "Y"}) }},
+		{"user.deleted", func() answer { return s.do(request{method: "DELETE", path: "/v1/users/" + m.id, token: admin.token}) }},
+	} {
+		count := func() int {
+			return scalar[int](s, "select count(*) from audit_events where action = $1 and (action = 'user.registered_again' or subject_id is not null)", tc.action)
+		}
+		before := count()
+		if a := tc.do(); a.status >= 300 || count() != before+1 {
+			t.Errorf("%s: %d %s, %d events", tc.action, a.status, a.body, count()-before)
+		}
+	}
 }
 
 func behindProxy(c *config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} }
