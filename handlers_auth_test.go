@@ -291,6 +291,15 @@ func TestSessionEnds(t *testing.T) {
 	s.exec("update sessions set expires_at = now() - interval '1 second'")
 	s.refreshWith(next).want(400, "invalid_grant")
 	s.get("/v1/users/me", m.token).want(401, "invalid_access_token")
+	// Nor does it open an organization, or appear in the list of another one.
+	o := s.newTeam("acme")
+	s.get(o.path, o.owner.token).want(200, "")
+	s.exec("update sessions set expires_at = now() - interval '1 second'")
+	s.get(o.path, o.owner.token).want(401, "invalid_access_token")
+	again := s.signInAs(m.email, testPassword).want(200, "").str("access_token")
+	if items := s.get("/v1/users/me/sessions", again).json()["items"].([]any); len(items) != 1 {
+		t.Errorf("%d sessions are listed, one is live", len(items))
+	}
 }
 
 // R56: fifty sessions a user; the oldest goes, also when they start at once.
@@ -322,6 +331,21 @@ func TestDisabledAccount(t *testing.T) {
 	s.exec("update users set disabled = true")
 	s.get("/v1/users/me", m.token).want(401, "invalid_access_token")
 	s.refreshWith(m.refresh).want(400, "invalid_grant")
+}
+
+// R57: a reply that was lost is not sent again to whom would not be given it anew, and no copy is suspected.
+func TestLostReplyOfEndedSession(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for i, change := range []string{"update users set disabled = true where id = $1", "update sessions set expires_at = now() - interval '1 second' where user_id = $1"} {
+		m := s.newUser(fmt.Sprint("ada", i, "@example.com"), "user")
+		s.refreshWith(m.refresh).want(200, "")
+		s.exec(change, m.id)
+		s.refreshWith(m.refresh).want(400, "invalid_grant")
+		if scalar[int](s, "select count(*) from sessions where user_id = $1", m.id) != 1 {
+			t.Error("taken for a copy after:", change)
+		}
+	}
 }
 
 // R50: sign-out acts on the next request, on the other replica too; with either token; twice is fine (R58).

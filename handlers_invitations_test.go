@@ -126,6 +126,11 @@ func TestInvitations(t *testing.T) {
 	if !s.void(token, o.outsider) {
 		t.Error("a withdrawn invitation is open")
 	}
+	s.exec("update invitations set expires_at = now() where email = 'bob@example.com'")
+	if got := s.pages(o.path+"/invitations", o.admin.token, 4, email); !slices.Equal(got, want[:2]) {
+		t.Errorf("one withdrawn, one expired: %v", got)
+	}
+	s.invite(o, o.owner, other.member.email, "member") // a member elsewhere is none here
 }
 
 // R72: an invitation is taken away, by withdrawing it or by renewing it to another role, only by those who could make it.
@@ -271,6 +276,27 @@ func TestInvitationMailsAreLimited(t *testing.T) {
 	}
 	s.invited(teams[0], teams[0].owner, "last@example.com", "member") // whatever was due before has been sent
 	if n := s.mailsTo(victim); n > 5 {
+		t.Errorf("%d mails within the hour", n)
+	}
+}
+
+// R42: organizations that invite one address at once wait for each other, so that none counts past another.
+func TestInvitationMailsTogether(t *testing.T) {
+	t.Parallel()
+	s := newQuietServer(t)
+	const victim = "victim@example.com"
+	for range 4 {
+		s.exec(`insert into mails (id, kind, recipient, sent_at, created_at) values ($1, $2, $3, now(), now() - interval '2 minutes')`, newID(), mailInvitation, victim)
+	}
+	var requests []request
+	for i := range 3 {
+		o := s.newTeam(fmt.Sprint("o-", i))
+		requests = append(requests, o.to(o.owner, "POST", "/invitations", jsonBody("email", victim, "role", "member")))
+	}
+	for _, a := range s.standoff(s.inTransaction("lock table mails in share mode"), requests...) {
+		a.want(201, "")
+	}
+	if n := scalar[int](s, "select count(*) from mails where kind = $1", mailInvitation); n != 5 {
 		t.Errorf("%d mails within the hour", n)
 	}
 }

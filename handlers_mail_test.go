@@ -739,6 +739,22 @@ func TestMailPurposesNeverCross(t *testing.T) {
 	}
 }
 
+// R60, R61: a token that is void, of another purpose or of a disabled account is no way to try passwords.
+func TestVoidTokenTriesNoPassword(t *testing.T) {
+	t.Parallel()
+	s := newQuietServer(t)
+	s.startRegistration("ada@example.com", testPassword)
+	token := s.newestToken("ada@example.com")
+	s.forgot("ada@example.com").want(202, "")
+	s.verify(s.newestToken("ada@example.com"), "wrong password").want(422, "invalid_token")
+	s.verify(token, "wrong password").want(422, "invalid_fields")
+	s.exec("update users set disabled = true")
+	s.verify(token, "wrong password").want(422, "invalid_token")
+	s.exec("update users set disabled = false")
+	s.exec("update mail_tokens set expires_at = now() - interval '1 second'")
+	s.verify(token, "wrong password").want(422, "invalid_token")
+}
+
 // R63: links are opened by scanners, so opening one does nothing.
 func TestMailTokensArePosted(t *testing.T) {
 	t.Parallel()

@@ -916,6 +916,18 @@ func TestOrganizationRoleUnderLock(t *testing.T) {
 	}
 }
 
+// R73: whoever is disabled while their call waits for the organization has no role in it any more.
+func TestDisabledUnderLock(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	o := s.newTeam("acme")
+	release := s.inTransaction(`select from organizations where id = '` + o.id + `' for no key update; update users set disabled = true where id = '` + o.owner.id + `'`)
+	s.standoff(release, o.to(o.owner, "DELETE", "/memberships/"+o.member.id, nil))[0].want(404, "not_found")
+	if s.roleIn(o.id, o.member) != "member" {
+		t.Error("the member is gone")
+	}
+}
+
 // R74: while somebody is being disabled nobody makes them an owner, or a member.
 func TestOwnerIsBeingDisabled(t *testing.T) {
 	t.Parallel()
