@@ -288,6 +288,8 @@ func TestInvitationMailsTogether(t *testing.T) {
 	for range 4 {
 		s.exec(`insert into mails (id, kind, recipient, sent_at, created_at) values ($1, $2, $3, now(), now() - interval '2 minutes')`, newID(), mailInvitation, victim)
 	}
+	s.exec(`create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(0.1); return null; end'`)
+	s.exec("create trigger slow after insert on mails for each row execute function slow()")
 	var requests []request
 	for i := range 3 {
 		o := s.newTeam(fmt.Sprint("o-", i))
