@@ -274,7 +274,8 @@ func (k *keyRing) signCursor(scope, id string) string {
 
 func (k *keyRing) parseCursor(scope, cursor string) (id string, err error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
-	if err != nil || len(b) != 32 {
+	// The decoder skips line breaks; the length of the text is what rules them out.
+	if err != nil || len(b) != 32 || len(cursor) != base64.RawURLEncoding.EncodedLen(32) {
 		return "", errBadToken
 	}
 	for _, key := range k.byID {
