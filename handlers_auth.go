@@ -66,9 +66,9 @@ func (s *server) hashForRegistration(ctx context.Context, c caller, in registerI
 }
 
 type issueTokenInput struct {
-	GrantType    string  `form:"grant_type" is:"text"`
-	Username     *string `form:"username" is:"text"`
-	Password     *string `form:"password" is:"text"`
+	GrantType    string  `form:"grant_type" is:"grant_type"`
+	Username     *string `form:"username" is:"credential"`
+	Password     *string `form:"password" is:"credential"`
 	RefreshToken *string `form:"refresh_token" is:"token"`
 	// RFC 6749 clients may send these; there is one first-party client and one scope a role.
 	Scope        *string `form:"scope" is:"text"`

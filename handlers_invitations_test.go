@@ -342,7 +342,7 @@ func TestAcceptInvitation(t *testing.T) {
 		status     int
 		code       string
 	}{
-		{"nothing", `{}`, 422, "invalid_fields"}, {"empty", `{"token":""}`, 422, "invalid_token"}, {"null", `{"token":null}`, 400, "malformed_request"},
+		{"nothing", `{}`, 422, "invalid_fields"}, {"empty", `{"token":""}`, 422, "invalid_fields"}, {"null", `{"token":null}`, 400, "malformed_request"},
 		{"unknown", `{"token":"x"}`, 422, "invalid_token"}, {"long", `{"token":"` + strings.Repeat("x", 5000) + `"}`, 422, "invalid_fields"},
 		{"a role", `{"token":"x","role":"owner"}`, 400, "malformed_request"},
 	} {

@@ -252,7 +252,7 @@ func (g *generator) input(fields []inputField, t reflect.Type) (parameters []any
 		schema := g.text(t.FieldByIndex(f.index).Type, f.rule)
 		switch f.source {
 		case "path":
-			parameters = append(parameters, object{"name": f.name, "in": "path", "required": true, "schema": object{"type": "string", "format": "uuid"}})
+			parameters = append(parameters, object{"name": f.name, "in": "path", "required": true, "schema": g.text(reflect.TypeFor[string](), "uuid")})
 		case "header":
 			parameters = append(parameters, object{"name": f.name, "in": "header", "schema": object{"type": "string"}})
 		case "query":
@@ -279,6 +279,11 @@ func (g *generator) input(fields []inputField, t reflect.Type) (parameters []any
 	schema := object{"type": "object", "additionalProperties": false, "properties": properties}
 	if len(required) > 0 {
 		schema["required"] = required
+	}
+	if t == reflect.TypeFor[issueTokenInput]() { // RFC 6749 sections 4.3.2 and 6
+		schema["if"] = object{"properties": object{"grant_type": object{"const": "password"}}}
+		schema["then"] = object{"required": []string{"username", "password"}}
+		schema["else"] = object{"required": []string{"refresh_token"}}
 	}
 	name := exported(t.Name())
 	g.schemas[name] = schema

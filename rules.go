@@ -21,22 +21,28 @@ type rule struct {
 
 // newRules returns every rule by name. Both the decoder and the OpenAPI document read this table.
 func newRules(p *passwords) map[string]rule {
+	// The shortest address is a@b.c; that a local part ends after 64 characters is part of the format.
+	name := map[string]any{"minLength": 1, "maxLength": maxName, "pattern": namePattern,
+		"description": "Trimmed and composed (Unicode NFC) before it is measured."}
 	rules := map[string]rule{
-		"email": {map[string]any{"format": "email", "minLength": 6, "maxLength": maxEmail, "pattern": emailPattern.String()}, checkEmail},
-		"name":  {map[string]any{"minLength": 1, "maxLength": maxName, "pattern": `\S`}, checkName},
-		"new_password": {map[string]any{"format": "password", "minLength": p.minLength, "maxLength": maxPasswordPoints},
+		"email": {map[string]any{"format": "email", "minLength": 5, "maxLength": maxEmail, "pattern": emailPattern.String()}, checkEmail},
+		"name":  {name, checkName},
+		"new_password": {map[string]any{"format": "password", "minLength": p.minLength, "maxLength": maxPasswordPoints, "pattern": noNUL},
 			func(s string) (string, string, string) {
 				code, detail := p.problem(s, "")
 				return s, code, detail
 			}},
-		"password": {map[string]any{"format": "password", "minLength": 1, "maxLength": maxPasswordBytes}, atMost(maxPasswordBytes)},
-		"token":    {map[string]any{"minLength": 1, "maxLength": maxAccessBytes}, atMost(maxAccessBytes)},
-		"text":     {map[string]any{"maxLength": maxAccessBytes}, atMost(maxAccessBytes)},
-		"uuid":     {map[string]any{"format": "uuid"}, checkUUID},
-		"role":     enum("user", "admin"),
-		"search":   {map[string]any{"minLength": 1, "maxLength": maxName}, checkName},
-		"action":   {map[string]any{"pattern": actionPattern.String()}, checkAction},
-		"slug":     {map[string]any{"minLength": 2, "maxLength": 40, "pattern": slugPattern.String()}, checkSlug},
+		"password":   {map[string]any{"format": "password", "minLength": 1, "maxLength": maxPasswordBytes, "pattern": noNUL}, length(1, maxPasswordBytes)},
+		"token":      {map[string]any{"minLength": 1, "maxLength": maxAccessBytes, "pattern": noNUL}, length(1, maxAccessBytes)},
+		"credential": {map[string]any{"minLength": 1, "maxLength": maxAccessBytes, "pattern": noNUL}, length(1, maxAccessBytes)},
+		"text":       {map[string]any{"maxLength": maxAccessBytes, "pattern": noNUL}, length(0, maxAccessBytes)},
+		// Another grant has an error of its own (RFC 6749 section 5.2), which is the handler's.
+		"grant_type": {map[string]any{"enum": []string{"password", "refresh_token"}}, length(1, maxAccessBytes)},
+		"uuid":       {map[string]any{"format": "uuid", "pattern": uuidPattern}, checkUUID},
+		"role":       enum("user", "admin"),
+		"search":     {name, checkName},
+		"action":     {map[string]any{"pattern": actionPattern.String()}, checkAction},
+		"slug":       {map[string]any{"minLength": 2, "maxLength": 40, "pattern": slugPattern.String()}, checkSlug},
 
 		"organization_role": enum("member", "admin", "owner"),
 	}
@@ -62,9 +68,18 @@ func checkEmail(s string) (value, code, detail string) {
 	return strings.ToLower(s), "", ""
 }
 
+// namePattern says of a name what checkName does, in ECMA-262 as JSON Schema wants it: something to see, and between
+// the white space around it nothing that is forbidden.
+const (
+	namePattern    = `^\s*[^\s` + forbiddenClass + `]([^` + forbiddenClass + `]*[^\s` + forbiddenClass + `])?\s*$`
+	forbiddenClass = `\x00-\x1F\x7F-\x9F\u2028-\u202E\u2066-\u2069`
+	noNUL          = `^[^\x00]*$`
+	uuidPattern    = `^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`
+)
+
 // checkName trims and composes (NFC), and refuses what must not be stored or shown (R17).
 func checkName(s string) (value, code, detail string) {
-	s = norm.NFC.String(strings.TrimSpace(s))
+	s = norm.NFC.String(strings.TrimFunc(s, whiteSpace))
 	switch n := utf8.RuneCountInString(s); {
 	case n == 0:
 		return "", "required", "must not be empty"
@@ -81,6 +96,9 @@ func forbidden(c rune) bool {
 	return unicode.IsControl(c) || c == '\u2028' || c == '\u2029' ||
 		c >= '\u202A' && c <= '\u202E' || c >= '\u2066' && c <= '\u2069'
 }
+
+// whiteSpace is \s of ECMA-262, which a browser trims too: it has the byte order mark, and not the control U+0085.
+func whiteSpace(c rune) bool { return c == '\uFEFF' || c != '\u0085' && unicode.IsSpace(c) }
 
 var slugPattern = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 
@@ -107,10 +125,16 @@ func checkUUID(s string) (value, code, detail string) {
 	return s, "", ""
 }
 
-func atMost(bytes int) func(string) (string, string, string) {
+// length counts characters, as JSON Schema does; no text has NUL in it, which PostgreSQL and forms cannot carry.
+func length(least, most int) func(string) (string, string, string) {
 	return func(s string) (value, code, detail string) {
-		if len(s) > bytes {
-			return "", "too_long", fmt.Sprintf("must have at most %d bytes", bytes)
+		switch n := utf8.RuneCountInString(s); {
+		case n < least:
+			return "", "required", "must not be empty"
+		case n > most:
+			return "", "too_long", fmt.Sprintf("must have at most %d characters", most)
+		case strings.Contains(s, "\x00"):
+			return "", "forbidden_character", "must be text that a form can carry"
 		}
 		return s, "", ""
 	}
