@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sethvargo/go-envconfig"
 )
@@ -65,6 +66,28 @@ func TestWeakSecrets(t *testing.T) {
 	env["SECRET_KEYS"] = secret + ", " + newSecret()
 	if cfg, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false); err != nil || len(cfg.secrets) != 2 {
 		t.Error(err)
+	}
+}
+
+// R27, R49: what is safe by default, and cannot be made unsafe.
+func TestBoundsOfConfig(t *testing.T) {
+	t.Parallel()
+	cfg, err := loadConfig(t.Context(), envconfig.MapLookuper(good()), false)
+	if err != nil || cfg.PasswordMinLength != 12 || cfg.AccessTokenTTL != 15*time.Minute {
+		t.Errorf("%v %+v", err, cfg)
+	}
+	for _, tc := range []struct {
+		name, value string
+		ok          bool
+	}{
+		{"PASSWORD_MIN_LENGTH", "8", true}, {"PASSWORD_MIN_LENGTH", "7", false}, {"PASSWORD_MIN_LENGTH", "0", false},
+		{"ACCESS_TOKEN_TTL", "1h", true}, {"ACCESS_TOKEN_TTL", "1h1s", false}, {"ACCESS_TOKEN_TTL", "-15m", false},
+	} {
+		env := good()
+		env[tc.name] = tc.value
+		if _, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false); (err == nil) != tc.ok || err != nil && !strings.Contains(err.Error(), tc.name) {
+			t.Errorf("%s=%s: %v", tc.name, tc.value, err)
+		}
 	}
 }
 

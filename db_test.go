@@ -185,3 +185,52 @@ func migrationFile(t *testing.T, name string) []byte {
 	}
 	return content
 }
+
+// R81: what must always hold, holds in the database, whoever writes to it.
+func TestInvariantsAreConstraints(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	ada, bob, acme, gone := newID(), newID(), newID(), newID()
+	s.exec("insert into users (id, email, name) values ($1, 'ada@example.com', 'Ada'), ($2, 'bob@example.com', 'Bob')", ada, bob)
+	s.exec("insert into organizations (id, name, slug) values ($1, 'Acme', 'acme')", acme)
+	s.exec("insert into memberships (id, organization_id, user_id, role) values ($1, $1, $2, 'owner')", acme, ada)
+	s.exec("insert into invitations (id, organization_id, email, role, invited_by, expires_at) values ($1, $1, 'eve@example.com', 'member', $2, now())", acme, ada)
+	s.exec("insert into sessions (id, user_id, expires_at) values ($1, $1, now())", ada)
+	s.exec("insert into mail_tokens (token_hash, user_id, purpose, email, expires_at) values ('x', $1, 'reset-password', 'ada@example.com', now())", ada)
+	const (
+		insertUser       = "insert into users (id, email, name, role) values (gen_random_uuid(), $1, $2, $3)"
+		insertMembership = "insert into memberships (id, organization_id, user_id, role) values (gen_random_uuid(), $1, $2, $3)"
+		insertInvitation = "insert into invitations (id, organization_id, email, role, invited_by, expires_at) values (gen_random_uuid(), $1, $2, $3, $4, now())"
+	)
+	for _, tc := range []struct {
+		constraint, sql string
+		args            []any
+	}{
+		{"users_email_key", insertUser, []any{"ada@example.com", "Ada", "user"}},
+		{"users_email_check", insertUser, []any{"Ada@example.com", "Ada", "user"}},
+		{"users_email_check", insertUser, []any{strings.Repeat("a", 255), "Ada", "user"}},
+		{"users_name_check", insertUser, []any{"eve@example.com", "", "user"}},
+		{"users_name_check", insertUser, []any{"eve@example.com", strings.Repeat("a", 101), "user"}},
+		{"users_role_check", insertUser, []any{"eve@example.com", "Eve", "owner"}},
+		{"organizations_slug_key", "insert into organizations (id, name, slug) values ($1, 'Other', 'acme')", []any{gone}},
+		{"organizations_slug_check", "insert into organizations (id, name, slug) values ($1, 'Other', 'Acme')", []any{gone}},
+		{"organizations_name_check", "insert into organizations (id, name, slug) values ($1, '', 'other')", []any{gone}},
+		{"memberships_organization_id_user_id_key", insertMembership, []any{acme, ada, "member"}},
+		{"memberships_role_check", insertMembership, []any{acme, bob, "user"}},
+		{"memberships_organization_id_fkey", insertMembership, []any{gone, bob, "member"}},
+		{"memberships_user_id_fkey", insertMembership, []any{acme, gone, "member"}},
+		{"invitations_organization_id_email_key", insertInvitation, []any{acme, "eve@example.com", "member", ada}},
+		{"invitations_email_check", insertInvitation, []any{acme, "Mallory@example.com", "member", ada}},
+		{"invitations_role_check", insertInvitation, []any{acme, "mallory@example.com", "root", ada}},
+		{"invitations_organization_id_fkey", insertInvitation, []any{gone, "mallory@example.com", "member", ada}},
+		{"invitations_invited_by_fkey", insertInvitation, []any{acme, "mallory@example.com", "member", gone}},
+		{"sessions_generation_check", "update sessions set generation = $1", []any{0}},
+		{"sessions_user_id_fkey", "insert into sessions (id, user_id, expires_at) values ($1, $1, now())", []any{gone}},
+		{"mail_tokens_user_id_fkey", "insert into mail_tokens (token_hash, user_id, purpose, email, expires_at) values ('y', $1, 'reset-password', 'x', now())", []any{gone}},
+		{"mail_tokens_user_id_purpose_key", "insert into mail_tokens (token_hash, user_id, purpose, email, expires_at) values ('y', $1, 'reset-password', 'x', now())", []any{ada}},
+	} {
+		if _, err := s.behind().Exec(t.Context(), tc.sql, tc.args...); !violates(err, tc.constraint) {
+			t.Errorf("%s %v: %v, want %s", tc.sql, tc.args, err, tc.constraint)
+		}
+	}
+}

@@ -535,6 +535,7 @@ func TestTokenOfLaterGeneration(t *testing.T) {
 }
 
 // golang.org/x/oauth2 signs in and refreshes unmodified, and an RFC 9068 resource server verifies by the JWKS.
+// R51: golang.org/x/oauth2 signs in and refreshes unmodified, and an RFC 9068 resource server verifies ES256 by the JWKS.
 func TestOAuthClients(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -108,6 +108,7 @@ func TestChangePassword(t *testing.T) {
 	s.exec("insert into mail_tokens (token_hash, user_id, purpose, email, expires_at) values ($1, $2, 'reset-password', 'x', now() + interval '1 hour')", hash, m.id)
 	for _, tc := range []struct{ name, current, new, pointer, code string }{
 		{"wrong", "not my password", "a new password 1", "/current_password", "wrong_password"},
+		// R27
 		{"short", testPassword, "eleven char", "/new_password", "password_too_short"},
 		{"long", testPassword, strings.Repeat("x", 257), "/new_password", "password_too_long"},
 		{"long in bytes", testPassword, strings.Repeat("\U0001F600", 257), "/new_password", "password_too_long"},

@@ -36,7 +36,7 @@ func (s *testServer) mint(m member, edit func(*accessClaims, map[string]any)) st
 	return signed
 }
 
-// R44 to R49: a genuine signature is not enough.
+// R44, R45, R46, R47, R48: a genuine signature is not enough.
 func TestAccessTokenRules(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -81,6 +81,10 @@ func TestAccessTokenRules(t *testing.T) {
 		{"jwk", func(_ *accessClaims, h map[string]any) { h["jwk"] = map[string]string{"kty": "EC"} }, false},
 		{"jku", func(_ *accessClaims, h map[string]any) { h["jku"] = "https://evil.example" }, false},
 		{"x5c", func(_ *accessClaims, h map[string]any) { h["x5c"] = []string{"x"} }, false},
+		{"x5u", func(_ *accessClaims, h map[string]any) { h["x5u"] = "https://evil.example" }, false},
+		{"b64", func(_ *accessClaims, h map[string]any) { h["b64"] = false }, false},
+		{"zip", func(_ *accessClaims, h map[string]any) { h["zip"] = "DEF" }, false},
+		{"cty", func(_ *accessClaims, h map[string]any) { h["cty"] = "JWT" }, false},
 		{"unknown kid", func(_ *accessClaims, h map[string]any) { h["kid"] = "other" }, false},
 		{"kid is a path", func(_ *accessClaims, h map[string]any) { h["kid"] = "../../dev/null" }, false},
 		{"no kid", func(_ *accessClaims, h map[string]any) { delete(h, "kid") }, false},
