@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -168,8 +169,11 @@ func (k *keyRing) verifyAccess(token string) (*accessClaims, error) {
 	return claims, err
 }
 
+// accessPattern is the one spelling of a JWT (R47): decoders of base64 skip line breaks.
+var accessPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$`)
+
 func (k *keyRing) parseAccess(parser *jwt.Parser, token string) (*accessClaims, error) {
-	if len(token) > maxAccessBytes || strings.Count(token, ".") != 2 {
+	if len(token) > maxAccessBytes || !accessPattern.MatchString(token) {
 		return nil, errBadToken
 	}
 	var claims accessClaims
