@@ -80,7 +80,8 @@ func FuzzAccessToken(f *testing.F) {
 	f.Add("eyJhbGciOiJub25lIn0.e30.", uint16(10), uint16(0), "\n")
 	f.Add("eyJhbGciOiJIUzI1NiJ9.e30.AA", uint16(65535), uint16(1), "B")
 	f.Fuzz(func(t *testing.T, token string, at, size uint16, insert string) {
-		for _, candidate := range []string{token, splice(genuine, at, size, insert), splice(genuine, at, size, token), signed + "." + token, token + "." + signature} {
+		for _, candidate := range []string{token, splice(genuine, at, size, insert), splice(genuine, at, size, token), signed + "." + token, token + "." + signature,
+			genuine[:len(genuine)-1] + flipLastBits(genuine)} {
 			for _, parse := range []*jwt.Parser{s.keys.parser, s.keys.expired} {
 				if claims, err := s.keys.parseAccess(parse, candidate); err == nil && (candidate != genuine && candidate != twin || claims.SessionID != fuzzSession || claims.Subject != fuzzUser || claims.Generation != 3) {
 					t.Fatalf("accepted %q beside %q", candidate, genuine)
@@ -338,6 +339,9 @@ func FuzzDecode(f *testing.F) {
 		}
 		if in.Active != nil {
 			stored["active"] = *in.Active
+		}
+		if stored["active"] != sent["active"] {
+			t.Errorf("%q became %v", body, stored)
 		}
 		if in.Email != strings.ToLower(sent["email"].(string)) || len(stored) != len(sent) {
 			t.Errorf("%q became %v", body, stored)
