@@ -497,6 +497,7 @@ func TestLastAdminMeanwhile(t *testing.T) {
 	}
 }
 
+// R43: what succeeds and what is refused leaves a trace, and platform admins can search it.
 func TestAuditTrail(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
