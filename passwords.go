@@ -93,7 +93,11 @@ func (p *passwords) enter(ctx context.Context) (leave func(), err error) {
 	defer p.waiting.Add(-1)
 	select {
 	case p.gate <- struct{}{}:
-		return func() { <-p.gate }, nil
+		return func() {
+		// What a hash used is garbage of its own size: collected now, or the next ones would pile more on it (R32).
+		runtime.GC()
+		<-p.gate
+	}, nil
 	case <-ctx.Done():
 		p.refused.Add(1)
 		return nil, errOverloaded
