@@ -175,9 +175,10 @@ func (s *testServer) newCell(role, elsewhere string) cell {
 }
 
 // R70: every route, as everybody. testdata/matrix.txt is the table; a route that this test cannot call fails it.
+// R86: with a single connection, so that a handler that holds two never succeeds.
 func TestMatrix(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newTestServer(t, func(c *config) { c.DBMaxConns = 1 })
 	s.insertMember("root", "admin") // another one, so that the platform admin may go
 	var table strings.Builder
 	fmt.Fprintf(&table, "%-72s", "")
