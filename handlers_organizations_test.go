@@ -906,9 +906,11 @@ func TestOrganizationRoleUnderLock(t *testing.T) {
 		o.to(o.admin, "DELETE", "/memberships/"+o.member.id, nil), o.to(o.admin, "DELETE", "/invitations/"+invitation, nil),
 		o.to(o.admin, "POST", "/invitations", jsonBody("email", "y@example.com", "role", "member")), o.to(o.admin, "DELETE", "", nil),
 	} {
-		for change, status := range map[string]int{"update memberships set role = 'member'": 403, "delete from memberships": 404} {
+		for change, status := range map[string]int{"update memberships set role = 'member' where user_id =": 403, "delete from memberships where user_id =": 404,
+			"update users set disabled = true where id =": 404} {
+			s.exec("update users set disabled = false")
 			s.join(o.id, o.admin, "owner")
-			release := s.inTransaction(`select from organizations where id = '` + o.id + `' for no key update; ` + change + ` where user_id = '` + o.admin.id + `'`)
+			release := s.inTransaction(`select from organizations where id = '` + o.id + `' for no key update; ` + change + ` '` + o.admin.id + `'`)
 			if a := s.standoff(release, q)[0]; a.status != status {
 				t.Errorf("%s %s after %q: %d %s", q.method, q.path, change, a.status, a.body)
 			}
