@@ -468,27 +468,6 @@ func TestRehashMeanwhile(t *testing.T) {
 	}
 }
 
-// R50, R57: whoever is disabled, or whose password changes, while their password is being checked is not signed in.
-func TestSignInMeanwhile(t *testing.T) {
-	t.Parallel()
-	s := newQuietServer(t)
-	m := s.newUser("ada@example.com", "user")
-	for _, change := range []string{"update users set disabled = true", "update users set disabled = false, password_hash = 'another'"} {
-		s.exec("update users set disabled = false, password_hash = $1", testPasswordHash())
-		s.exec("delete from sessions")
-		tx := s.holdLock(change)
-		answered := s.postLater("/v1/auth/token", url.Values{"grant_type": {"password"}, "username": {m.email}, "password": {testPassword}})
-		s.waitBlocked(1)
-		if err := tx.Commit(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		(<-answered).want(400, "invalid_grant")
-		if scalar[int](s, "select count(*) from sessions") != 0 {
-			t.Error("signed in after:", change)
-		}
-	}
-}
-
 // R54: a request with tokens that a refresh replaces at that moment says nothing about the new ones: their reply may
 // still get lost.
 func TestConfirmationComesLate(t *testing.T) {

@@ -280,29 +280,6 @@ func TestInvitationMailsAreLimited(t *testing.T) {
 	}
 }
 
-// R42: organizations that invite one address at once wait for each other, so that none counts past another.
-func TestInvitationMailsTogether(t *testing.T) {
-	t.Parallel()
-	s := newQuietServer(t)
-	const victim = "victim@example.com"
-	for range 4 {
-		s.exec(`insert into mails (id, kind, recipient, sent_at, created_at) values ($1, $2, $3, now(), now() - interval '2 minutes')`, newID(), mailInvitation, victim)
-	}
-	s.exec(`create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(0.1); return null; end'`)
-	s.exec("create trigger slow after insert on mails for each row execute function slow()")
-	var requests []request
-	for i := range 3 {
-		o := s.newTeam(fmt.Sprint("o-", i))
-		requests = append(requests, o.to(o.owner, "POST", "/invitations", jsonBody("email", victim, "role", "member")))
-	}
-	for _, a := range s.standoff(s.inTransaction("lock table mails in share mode"), requests...) {
-		a.want(201, "")
-	}
-	if n := scalar[int](s, "select count(*) from mails where kind = $1", mailInvitation); n != 5 {
-		t.Errorf("%d mails within the hour", n)
-	}
-}
-
 // R75, R77: for the invited address only; the role is the row's, and a member keeps theirs.
 func TestAcceptInvitation(t *testing.T) {
 	t.Parallel()

@@ -94,10 +94,10 @@ func (p *passwords) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case p.gate <- struct{}{}:
 		return func() {
-		// What a hash used is garbage of its own size: collected now, or the next ones would pile more on it (R32).
-		runtime.GC()
-		<-p.gate
-	}, nil
+			// What a hash used is garbage of its own size: collected now, or the next ones would pile more on it (R32).
+			runtime.GC()
+			<-p.gate
+		}, nil
 	case <-ctx.Done():
 		p.refused.Add(1)
 		return nil, errOverloaded
