@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -231,6 +232,64 @@ func TestInvariantsAreConstraints(t *testing.T) {
 	} {
 		if _, err := s.behind().Exec(t.Context(), tc.sql, tc.args...); !violates(err, tc.constraint) {
 			t.Errorf("%s %v: %v, want %s", tc.sql, tc.args, err, tc.constraint)
+		}
+	}
+}
+
+// R83: every figure of the pool is ours, none is a default of pgx.
+func TestPoolConfig(t *testing.T) {
+	t.Parallel()
+	pc, err := poolConfig(config{DatabaseURL: "postgres://u@h/d?pool_max_conns=3", DBMaxConns: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []any{pc.MaxConns, pc.MaxConnLifetime, pc.MaxConnLifetimeJitter, pc.MaxConnIdleTime, pc.HealthCheckPeriod, pc.PingTimeout, pc.ConnConfig.ConnectTimeout}
+	want := []any{int32(7), 30 * time.Minute, 5 * time.Minute, 5 * time.Minute, 15 * time.Second, time.Second, 3 * time.Second}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// R88: nothing of a request stays behind in its connection, so that a pooler may give each transaction another one.
+func TestNoSessionState(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, behindProxy)
+	_, token := everythingPersonal(s, browser{"203.0.113.7", "A/1"}, browser{"198.51.100.9", "B/1"})
+	s.get("/v1/users/me/export", token).want(200, "")
+	if _, err := s.db.prune(t.Context(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	conns := s.pool.AcquireAllIdle(t.Context())
+	if len(conns) == 0 {
+		t.Fatal("no connection was used")
+	}
+	for _, conn := range conns {
+		var left string
+		if err := conn.QueryRow(t.Context(), `
+			select concat_ws(' ', (select string_agg(name, ' ') from pg_settings where source = 'session' and name not like 'transaction\_%'),
+				(select string_agg(locktype, ' ') from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'),
+				(select string_agg(c, ' ') from pg_listening_channels() c),
+				(select string_agg(relname, ' ') from pg_class where relnamespace = pg_my_temp_schema()),
+				(select string_agg(name, ' ') from pg_cursors where is_holdable))`).Scan(&left); err != nil || left != "" {
+			t.Errorf("left behind: %q, %v", left, err)
+		}
+		conn.Release()
+	}
+}
+
+// The version of a row, its ETag, moves forward on every change, even when the clock does not.
+func TestVersionsMoveForward(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	ada := s.newUser("ada@example.com", "user")
+	s.exec("alter table users disable trigger users_touch")
+	s.exec("update users set updated_at = now() + interval '1 day'") // a clock that was set back since
+	s.exec("alter table users enable trigger users_touch")
+	for range 3 {
+		before := s.get("/v1/users/me", ada.token).header.Get("ETag")
+		after := s.do(request{method: "PATCH", path: "/v1/users/me", token: ada.token, body: jsonBody("name", "Ada")}).want(200, "").header.Get("ETag")
+		if after <= before || len(after) != len(before) { // base 36: longer is later
+			t.Errorf("%s after %s", after, before)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"fmt"
@@ -166,6 +167,28 @@ func TestCommonPasswordsEverywhere(t *testing.T) {
 		if f := a.fields(); f["/password"] != "password_too_common" && f["/new_password"] != "password_too_common" {
 			t.Errorf("%s: %s", path, a.body)
 		}
+	}
+}
+
+// R31: a salt of its own for every hash, so that equal passwords do not show and no table of hashes fits two of them.
+func TestHashesAreSalted(t *testing.T) {
+	t.Parallel()
+	p := newPasswords(12)
+	salts := map[string]bool{}
+	for range 3 {
+		hash, err := p.hash(t.Context(), testPassword)
+		if err != nil {
+			t.Fatal(err)
+		}
+		salt, err := base64.RawStdEncoding.DecodeString(strings.Split(hash, "$")[4])
+		if err != nil || len(salt) != 16 || bytes.Equal(salt, make([]byte, 16)) || salts[string(salt)] {
+			t.Errorf("salt of %s: %v", hash, err)
+		}
+		salts[string(salt)] = true
+	}
+	// R32: a core is left for everybody else.
+	if places := cap(p.gate); places != max(1, runtime.GOMAXPROCS(0)-1) {
+		t.Errorf("%d places", places)
 	}
 }
 
