@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -135,7 +136,7 @@ func TestRuntimeRole(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer tx.Rollback(t.Context())
+			defer func() { _ = tx.Rollback(context.Background()) }()
 			exec := func(sql string) error {
 				_, err := tx.Exec(t.Context(), sql)
 				return err

@@ -65,10 +65,10 @@ func (c *client) insist(q request) answer {
 func (c *client) work(i int, victim string, admin string) {
 	slug := fmt.Sprint(c.id[24:], "-", i)
 	organization := request{method: "POST", path: "/v1/organizations", token: c.token, body: jsonBody("name", "X", "slug", slug)}
-	switch a := c.call(organization); {
-	case a.status == 201:
+	switch a := c.call(organization); a.status {
+	case 201:
 		c.created = append(c.created, slug)
-	case a.status == 0 || a.status == 503: // whole or absent: made again, it is there either way
+	case 0, 503: // whole or absent: made again, it is there either way
 		if a := c.insist(organization); a.status == 201 || a.code() == "slug_taken" {
 			c.created = append(c.created, slug)
 		}
@@ -118,7 +118,7 @@ func startPrimary(t *testing.T) (pg *postgres, dir string) {
 	}
 	stop := sync.OnceValue(pg.stop) // the test stops it too
 	pg.stop = stop
-	t.Cleanup(func() { stop() })
+	t.Cleanup(func() { _ = stop() })
 	return pg, dir
 }
 
@@ -146,7 +146,7 @@ func startStandby(t *testing.T, primary *postgres, dir string) *postgres {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { pg.stop() })
+	t.Cleanup(func() { _ = pg.stop() })
 	return pg
 }
 
@@ -182,7 +182,7 @@ func (pg *postgres) backends(t *testing.T) (pids []int) {
 
 func signalAll(pids []int, signal syscall.Signal) {
 	for _, pid := range pids {
-		syscall.Kill(pid, signal)
+		_ = syscall.Kill(pid, signal) // it may have ended by itself
 	}
 }
 
@@ -282,7 +282,7 @@ func TestFaultsLoseNothing(t *testing.T) {
 		{"the standby takes over", func() {
 			network.aim(t, standby.url) // where writes meet a read-only server at first
 			network.cut()
-			primary.stop()
+			_ = primary.stop()
 			standby.sql(t, "select pg_promote()")
 		}},
 	} {

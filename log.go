@@ -43,5 +43,5 @@ func (b *logBuffer) flush() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.pending = false
-	b.buffer.Flush() // a log that cannot be written has nowhere to say so
+	_ = b.buffer.Flush() // a log that cannot be written has nowhere to say so
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -123,6 +124,10 @@ func (s *server) serveOps() *http.Server {
 		return ops
 	}
 	s.log.Info("metrics", "addr", listener.Addr().String())
-	go ops.Serve(listener)
+	go func() {
+		if err := ops.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			s.log.Error("no more metrics", "cause", err.Error())
+		}
+	}()
 	return ops
 }

@@ -325,8 +325,7 @@ func (s *server) listenAndServe(ctx context.Context, listener net.Listener) erro
 	deadline, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	if late := hs.Shutdown(deadline); late != nil {
-		hs.Close()
-		err = cmp.Or(err, fmt.Errorf("requests under way were cut off: %w", late))
+		err = cmp.Or(err, fmt.Errorf("requests under way were cut off: %w", errors.Join(late, hs.Close())))
 	}
 	stopWork()
 	if !within(time.Until(end), workers.Wait) || !within(closeTimeout, s.pool.Close) {

@@ -47,7 +47,9 @@ func (s *testServer) keepAlive() *keepAlive {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		s.t.Fatal(err)
+	}
 	return &keepAlive{conn, s.t, bufio.NewReader(conn)}
 }
 
@@ -64,7 +66,9 @@ func (k *keepAlive) status() (status int, last bool) {
 		k.t.Fatal(err)
 	}
 	defer response.Body.Close()
-	io.Copy(io.Discard, response.Body)
+	if _, err := io.Copy(io.Discard, response.Body); err != nil {
+		k.t.Fatal(err)
+	}
 	return response.StatusCode, response.Close
 }
 
