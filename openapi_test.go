@@ -201,7 +201,7 @@ func (g *generator) operation(rt route, path string) object {
 	op := object{"operationId": rt.operation, "summary": rt.summary, "tags": []any{tagOf(path)}, "responses": responses}
 	if rt.access != public {
 		op["security"] = []any{object{"signIn": []any{}}}
-		op["description"] = "Who may call: " + string(rt.access) + "."
+		op["description"] = "Who may call: " + whoMayCall(rt.access) + "."
 		responses["401"] = failure
 	} else {
 		op["security"] = []any{}
@@ -242,6 +242,41 @@ func (g *generator) operation(rt route, path string) object {
 		op["parameters"] = parameters
 	}
 	return op
+}
+
+// whoMayCall names the roles that have a permission of an organization, from the one table.
+func whoMayCall(need access) string {
+	var roles []string
+	for _, role := range []string{"member", "admin", "owner"} {
+		if allow(role, need) == nil {
+			roles = append(roles, role)
+		}
+	}
+	if roles == nil {
+		return string(need)
+	}
+	return string(need) + " (" + strings.Join(roles, ", ") + ")"
+}
+
+// The README shows the table of permissions, each role with what it has beyond the one before it.
+func TestPermissionsAreDocumented(t *testing.T) {
+	t.Parallel()
+	var before []access
+	for _, role := range []string{"member", "admin", "owner"} {
+		row := "| `" + role + "` |"
+		if before != nil {
+			row += " and"
+		}
+		for _, permission := range permissions[role] {
+			if !slices.Contains(before, permission) {
+				row += " `" + string(permission) + "`"
+			}
+		}
+		if !strings.Contains(readText(t, "README.md"), row+" |\n") {
+			t.Errorf("README.md has no %s", row)
+		}
+		before = permissions[role]
+	}
 }
 
 // input returns the parameters and the request body of an input type.
