@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	runtimemetrics "runtime/metrics"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,14 +94,19 @@ func (p *passwords) enter(ctx context.Context) (leave func(), err error) {
 	defer p.waiting.Add(-1)
 	select {
 	case p.gate <- struct{}{}:
-		return func() {
-			// What a hash used is garbage of its own size: collected now, or the next ones would pile more on it (R32).
-			runtime.GC()
-			<-p.gate
-		}, nil
+		return func() { collectHash(); <-p.gate }, nil
 	case <-ctx.Done():
 		p.refused.Add(1)
 		return nil, errOverloaded
+	}
+}
+
+// collectHash frees the megabytes that a hash used, or those of the next ones would pile up on them until the heap is
+// five times what lives in it (R32). Where far more lives, they do not matter, and looking through it costs more.
+func collectHash() {
+	live := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	if runtimemetrics.Read(live); live[0].Value.Uint64() < 64<<20 {
+		runtime.GC()
 	}
 }
 

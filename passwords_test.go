@@ -303,7 +303,7 @@ func TestPasswordGate(t *testing.T) {
 	t.Parallel()
 	p := newPasswords(12)
 	var inside, most atomic.Int32
-	entered := together(40*cap(p.gate), func(int) bool {
+	entered := together(10*cap(p.gate), func(int) bool {
 		leave, err := p.enter(t.Context())
 		if err != nil {
 			return false
@@ -316,7 +316,7 @@ func TestPasswordGate(t *testing.T) {
 		runtime.Gosched()
 		return true
 	})
-	if entered != 40*cap(p.gate) || int(most.Load()) > cap(p.gate) || len(p.gate) != 0 {
+	if entered != 10*cap(p.gate) || int(most.Load()) > cap(p.gate) || len(p.gate) != 0 {
 		t.Errorf("%d entered, %d at once, %d never left, of %d places", entered, most.Load(), len(p.gate), cap(p.gate))
 	}
 	// Full: hashing and verifying, of whatever account, wait for a place and find none.
