@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"net/netip"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // The flows that pass through a mailbox. A token is consumed in the transaction that it authorises, and only there: a
@@ -78,15 +75,11 @@ func (s *server) forgotPassword(ctx context.Context, c caller, in forgotPassword
 		return accepted{}, err
 	}
 	err := s.db.inTx(ctx, func(tx db) error {
-		id, err := tx.lockActiveUserByEmail(ctx, in.Email)
-		switch {
-		case err == nil:
-			err = tx.insertMail(ctx, in.Email, mailResetPassword)
-		case errors.Is(err, pgx.ErrNoRows):
+		owner, err := tx.insertMailIfKnown(ctx, in.Email, mailResetPassword)
+		if owner == nil {
 			c.ip = netip.Addr{} // it would outlive an account that this address gets later
-			err = tx.insertUnsentMail(ctx, in.Email, mailResetPassword)
 		}
-		return inOrder(err, tx.audit(ctx, c, "password.reset_requested", nil, nonEmpty(id), nil))
+		return inOrder(err, tx.audit(ctx, c, "password.reset_requested", nil, owner, nil))
 	})
 	s.wakeSender()
 	return accepted{"If this address has an account, we have sent it a mail with a link to choose a new password."}, err
