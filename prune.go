@@ -23,9 +23,9 @@ func (d db) prune(ctx context.Context, auditRetention time.Duration) (deleted in
 		{`delete from mail_tokens where token_hash in (select token_hash from mail_tokens where expires_at < now() limit $1)`, nil},
 		{`delete from invitations where expires_at < now() and id in (select id from invitations where expires_at < now() limit $1)`, nil},
 		{`delete from throttles where ends_at < now() and key in (select key from throttles where ends_at < now() limit $1)`, nil},
-		// Sent mails count for the caps of an hour; failed ones stay for a look.
+		// Sent mails count for the caps of an hour; failed ones stay for a look, and so do those that no sender takes.
 		{`delete from mails where id in (
-			select id from mails where coalesce(sent_at, failed_at) < now() - interval '7 days' limit $1)`, nil},
+			select id from mails where coalesce(sent_at, failed_at, created_at) < now() - interval '7 days' limit $1)`, nil},
 		{`delete from audit_events where id in (
 			select id from audit_events where created_at < now() - $2::interval order by id limit $1)`, []any{auditRetention}},
 	} {
