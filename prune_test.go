@@ -119,7 +119,7 @@ func TestPruneCommand(t *testing.T) {
 		{map[string]string{}, nil, false, "DATABASE_URL is required"},
 		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL, "AUDIT_RETENTION": "forever"}, nil, false, "AUDIT_RETENTION"},
 		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}, []string{"now"}, false, "takes no arguments"},
-		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL, "AUDIT_RETENTION": "9000h"}, nil, true, "6 rows deleted\n"},
+		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL, "AUDIT_RETENTION": "9000h"}, nil, true, "7 rows deleted\n"},
 		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}, nil, true, "1 rows deleted\n"},
 		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}, nil, true, "0 rows deleted\n"},
 	} {
