@@ -8,26 +8,18 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/sethvargo/go-envconfig"
 )
 
 // openCommand is the configuration and the database of a command that serves nothing; it asks for no more of the
 // environment than it needs.
 func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string) (*server, error) {
-	var p problems
-	cfg := config{dev: true}
-	readEnvironment(ctx, &cfg, &fileLookuper{next: lookup, problems: &p}, &p)
-	cfg.check(&p)
-	if err := p.only(needs).err(); err != nil {
-		return nil, err
-	}
-	cfg.DBMaxConns = 2
-	pc, err := poolConfig(cfg)
+	cfg, err := loadConfig(ctx, lookup, true, needs...)
 	if err != nil {
 		return nil, err
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	cfg.DBMaxConns = 2
+	pool, err := openPool(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}

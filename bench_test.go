@@ -251,11 +251,7 @@ func newBenchServer(b *testing.B, throttle string) *testServer {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { log.Close() })
-	pc, err := poolConfig(cfg)
-	if err != nil {
-		b.Fatal(err)
-	}
-	pool, err := pgxpool.NewWithConfig(b.Context(), pc)
+	pool, err := openPool(b.Context(), cfg)
 	if err != nil {
 		b.Fatal(err)
 	}

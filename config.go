@@ -61,30 +61,17 @@ type config struct {
 
 // problems collects what is wrong with the configuration, the first complaint of each variable, never a value (R98).
 type problems struct {
+	needs []string // the variables that matter; nil for all
+	named []string
 	lines []string
-	named map[string]bool
 }
 
 func (p *problems) add(name, format string, args ...any) {
-	if p.named[name] {
+	if slices.Contains(p.named, name) || p.needs != nil && !slices.Contains(p.needs, name) {
 		return
 	}
-	if p.named == nil {
-		p.named = map[string]bool{}
-	}
-	p.named[name] = true
+	p.named = append(p.named, name)
 	p.lines = append(p.lines, name+" "+fmt.Sprintf(format, args...))
-}
-
-// only keeps the problems of the named variables.
-func (p *problems) only(names []string) *problems {
-	var kept problems
-	for _, line := range p.lines {
-		if name, _, _ := strings.Cut(line, " "); slices.Contains(names, name) {
-			kept.lines = append(kept.lines, line)
-		}
-	}
-	return &kept
 }
 
 func (p *problems) err() error {
@@ -94,23 +81,14 @@ func (p *problems) err() error {
 	return fmt.Errorf("the configuration does not fit:\n  %s", strings.Join(p.lines, "\n  "))
 }
 
-// loadConfig reads and checks the whole configuration. Its error names every variable that is wrong, one a line.
-func loadConfig(ctx context.Context, lookup envconfig.Lookuper, dev bool) (config, error) {
+// loadConfig reads and checks the whole configuration. Its error names every variable that is wrong, one a line; a
+// command that needs only some names those.
+func loadConfig(ctx context.Context, lookup envconfig.Lookuper, dev bool, needs ...string) (config, error) {
 	cfg := config{dev: dev}
-	var p problems
+	p := problems{needs: needs}
 	readEnvironment(ctx, &cfg, &fileLookuper{next: lookup, problems: &p}, &p)
 	cfg.check(&p)
 	return cfg, p.err()
-}
-
-// databaseURLFrom is the whole configuration of the commands that only need the database.
-func databaseURLFrom(lookup envconfig.Lookuper) (string, error) {
-	var p problems
-	url, _ := (&fileLookuper{next: lookup, problems: &p}).Lookup("DATABASE_URL")
-	if url == "" {
-		p.add("DATABASE_URL", "is required: postgres://user@host:5432/name")
-	}
-	return url, p.err()
 }
 
 // readEnvironment fills cfg field by field, so that one variable of the wrong form does not hide the next.
@@ -257,11 +235,8 @@ func decodeSecrets(ring string) ([][]byte, error) {
 			return nil, fmt.Errorf("entry %d is shorter than 32 bytes: make one with `roster keygen`", i+1)
 		case weakSecret(secret):
 			return nil, fmt.Errorf("entry %d is a placeholder, not a random secret: make one with `roster keygen`", i+1)
-		}
-		for _, other := range secrets {
-			if bytes.Equal(other, secret) {
-				return nil, fmt.Errorf("entry %d is there twice", i+1)
-			}
+		case slices.ContainsFunc(secrets, func(other []byte) bool { return bytes.Equal(other, secret) }):
+			return nil, fmt.Errorf("entry %d is there twice", i+1)
 		}
 		secrets = append(secrets, secret)
 	}

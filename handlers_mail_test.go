@@ -16,18 +16,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // startMailServer is startTestServer with a delivery of the test's own. Without one nothing is sent until the test
 // calls sendDue or sendNext. stop ends the replica early.
 func startMailServer(t testing.TB, cfg config, deliver func(context.Context, message) error) (s *testServer, stop func()) {
 	t.Helper()
-	pc, err := poolConfig(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.NewWithConfig(t.Context(), pc)
+	pool, err := openPool(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func runImport(ctx context.Context, args []string, lookup envconfig.Lookuper, ou
 	if file == "" {
 		return errImportUsage
 	}
-	url, err := databaseURLFrom(lookup)
+	cfg, err := loadConfig(ctx, lookup, true, "DATABASE_URL")
 	if err != nil {
 		return err
 	}
@@ -90,7 +90,7 @@ func runImport(ctx context.Context, args []string, lookup envconfig.Lookuper, ou
 		}
 		defer in.Close()
 	}
-	conn, err := connectDirectly(ctx, url)
+	conn, err := connectDirectly(ctx, cfg.DatabaseURL)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -126,26 +125,30 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 func openServer(ctx context.Context, cfg config, stdout io.Writer) (*server, error) {
 	// Memory is dominated by Argon2, garbage by small requests: collecting less often is worth a few megabytes.
 	debug.SetGCPercent(400)
-	pc, err := poolConfig(cfg)
+	pool, err := openPool(ctx, cfg)
 	if err != nil {
-		return nil, errors.New("DATABASE_URL is not a PostgreSQL connection URL")
-	}
-	pool, err := pgxpool.NewWithConfig(ctx, pc)
-	if err != nil {
-		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+		return nil, err
 	}
 	return newServer(cfg, pool, newLogger(cfg, stdout))
 }
 
+func openPool(ctx context.Context, cfg config) (*pgxpool.Pool, error) {
+	pc, err := poolConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return pgxpool.NewWithConfig(ctx, pc)
+}
+
 // runHealthcheck is for container health checks, where there is no curl.
 func runHealthcheck(ctx context.Context, lookup envconfig.Lookuper) error {
-	addr, _ := lookup.Lookup("LISTEN_ADDR")
-	if addr == "" {
-		addr = ":8080"
-	}
-	host, port, err := net.SplitHostPort(addr)
+	cfg, err := loadConfig(ctx, lookup, true, "LISTEN_ADDR")
 	if err != nil {
-		return errors.New("LISTEN_ADDR is not host:port")
+		return err
+	}
+	host, port, err := net.SplitHostPort(cfg.ListenAddr)
+	if err != nil {
+		return err
 	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"

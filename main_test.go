@@ -198,11 +198,7 @@ func (s *testServer) newReplica(options ...func(*config)) *testServer {
 
 func startTestServer(t testing.TB, cfg config) *testServer {
 	t.Helper()
-	pc, err := poolConfig(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.NewWithConfig(t.Context(), pc)
+	pool, err := openPool(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

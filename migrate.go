@@ -70,11 +70,11 @@ func runMigrate(ctx context.Context, args []string, lookup envconfig.Lookuper, o
 	default:
 		return usageError("migrate [up|down|status|to N]")
 	}
-	url, err := databaseURLFrom(lookup)
+	cfg, err := loadConfig(ctx, lookup, true, "DATABASE_URL")
 	if err != nil {
 		return err
 	}
-	return migrateTo(ctx, url, out, target)
+	return migrateTo(ctx, cfg.DatabaseURL, out, target)
 }
 
 // connectDirectly opens a connection for a command whose statements may take their time. Its limits replace those of the
