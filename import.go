@@ -113,35 +113,28 @@ func (im *importer) run(ctx context.Context, in *os.File) error {
 	}
 	progress := newProgress(im.out, size)
 	defer func() { _ = progress.Finish() }()
-	if _, err := im.q.Exec(ctx, `
+	_, err := im.q.Exec(ctx, `
 		create temporary table imported (id uuid, email text, name text, role text, password_hash text,
-			email_verified boolean, disabled boolean, created_at timestamptz)`); err != nil {
+			email_verified boolean, disabled boolean, created_at timestamptz)`)
+	if err != nil {
 		return err
 	}
+	var tx pgx.Tx
 	if im.atomic || im.dry {
-		tx, err := im.q.Begin(ctx)
-		if err != nil {
+		if tx, err = im.q.Begin(ctx); err != nil {
 			return err
 		}
 		defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 		im.q = tx
-		if err := im.readLines(ctx, bufio.NewReaderSize(io.TeeReader(in, progress), 1<<20)); err != nil {
-			return err
-		}
-		if im.bad > 0 || im.dry {
-			return im.verdict()
-		}
-		return tx.Commit(ctx)
 	}
 	if err := im.readLines(ctx, bufio.NewReaderSize(io.TeeReader(in, progress), 1<<20)); err != nil {
 		return err
 	}
-	return im.verdict()
-}
-
-func (im *importer) verdict() error {
 	if im.bad > 0 {
 		return errBadLines
+	}
+	if im.atomic && !im.dry {
+		return tx.Commit(ctx)
 	}
 	return nil
 }
@@ -179,24 +172,18 @@ func (im *importer) readLines(ctx context.Context, in *bufio.Reader) error {
 	}
 }
 
-// readLine returns the next line, or an error for one that is too long, which it skips.
-func readLine(in *bufio.Reader) (line []byte, err error) {
-	for {
-		part, more, err := in.ReadLine()
-		if err != nil && (err != io.EOF || line == nil) {
-			return nil, err
-		}
-		if len(line) <= maxImportLine {
-			line = append(line, part...)
-		}
-		if !more {
-			break
-		}
+// readLine returns the next line, or an error for one that is too long, which it skips. Only such a line outgrows the
+// buffer of in.
+func readLine(in *bufio.Reader) ([]byte, error) {
+	line, more, err := in.ReadLine()
+	long := len(line) > maxImportLine
+	for more && err == nil {
+		_, more, err = in.ReadLine()
 	}
-	if len(line) > maxImportLine {
-		return nil, errLongLine
+	if long && (err == nil || err == io.EOF) {
+		err = errLongLine
 	}
-	return line, nil
+	return line, err
 }
 
 // parse checks a line by the rules of the API and returns it as a row.
