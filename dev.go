@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,11 +66,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 		defaults["DATABASE_URL"] = pg.url
 		database = pg.url
 	}
-	for name := range defaults {
-		if given(lookup, name) {
-			delete(defaults, name)
-		}
-	}
+	maps.DeleteFunc(defaults, func(name, _ string) bool { return given(lookup, name) })
 	cfg, err := loadConfig(ctx, envconfig.MultiLookuper(lookup, envconfig.MapLookuper(defaults)), true)
 	if err != nil {
 		return err
@@ -200,9 +196,17 @@ func startDevPostgres(ctx context.Context, dir, password string, stdout io.Write
 	if err != nil {
 		return nil, err
 	}
-	conn, err := pgx.Connect(ctx, pg.url)
-	if err != nil {
+	if err := makeDevDatabase(ctx, pg.url); err != nil {
 		return nil, errors.Join(err, pg.stop())
+	}
+	pg.url = strings.TrimSuffix(pg.url, "postgres") + "roster"
+	return pg, nil
+}
+
+func makeDevDatabase(ctx context.Context, url string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
 	}
 	defer conn.Close(ctx)
 	var exists bool
@@ -210,16 +214,7 @@ func startDevPostgres(ctx context.Context, dir, password string, stdout io.Write
 	if err == nil && !exists {
 		_, err = conn.Exec(ctx, `create database roster`)
 	}
-	if err != nil {
-		return nil, errors.Join(err, pg.stop())
-	}
-	u, err := url.Parse(pg.url)
-	if err != nil {
-		return nil, errors.Join(err, pg.stop())
-	}
-	u.Path = "/roster"
-	pg.url = u.String()
-	return pg, nil
+	return err
 }
 
 // ensureDevAdmin makes the admin on the first run. It returns the password to print: empty when it was changed since.

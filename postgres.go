@@ -11,9 +11,9 @@ import (
 	"os/exec"
 	osuser "os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -48,11 +48,7 @@ func findPostgres() (string, error) {
 
 // versionIn returns the first number in a path, which is where every packager puts the major version.
 func versionIn(path string) int {
-	digits := strings.FieldsFunc(path, func(c rune) bool { return c < '0' || c > '9' })
-	if len(digits) == 0 {
-		return 0
-	}
-	n, _ := strconv.Atoi(digits[0])
+	n, _ := strconv.Atoi(regexp.MustCompile(`[0-9]+`).FindString(path))
 	return n
 }
 
