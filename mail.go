@@ -140,10 +140,10 @@ func humanDuration(d time.Duration) string {
 		name string
 		size time.Duration
 	}{{"day", 24 * time.Hour}, {"hour", time.Hour}, {"minute", time.Minute}, {"second", time.Second}} {
-		if n := d / unit.size; d%unit.size == 0 && n > 1 || n == 1 && d == unit.size {
-			if n == 1 {
-				return "1 " + unit.name
-			}
+		switch n := d / unit.size; {
+		case d == unit.size:
+			return "1 " + unit.name
+		case n > 0 && d%unit.size == 0:
 			return fmt.Sprintf("%d %ss", n, unit.name)
 		}
 	}

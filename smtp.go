@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -37,24 +38,22 @@ func newSMTPSender(smtpURL, from string, dev bool) (*smtpSender, error) {
 	if err != nil || u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
 		return nil, errors.New("is not smtp://user:password@host:587 or smtps://user:password@host:465")
 	}
-	s := &smtpSender{from: from, host: u.Hostname(), user: u.User, tls: &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}}
-	port := map[string]string{"smtp": "587", "smtps": "465", "smtp+plain": "25"}[u.Scheme]
+	usual, known := map[string]string{"smtp": "587", "smtps": "465", "smtp+plain": "25"}[u.Scheme]
 	switch {
-	case port == "":
+	case !known:
 		return nil, errors.New("must begin with smtp:// or smtps://")
 	case u.Scheme == "smtp+plain" && !dev:
 		return nil, errors.New("must not be smtp+plain outside dev: mails carry secrets")
 	}
-	if u.Port() != "" {
-		port = u.Port()
-	}
-	s.implicit, s.plain = u.Scheme == "smtps", u.Scheme == "smtp+plain"
-	number, err := strconv.ParseUint(port, 10, 16)
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), usual), 10, 16)
 	if err != nil {
 		return nil, errors.New("has no such port")
 	}
-	s.port = int(number)
-	return s, nil
+	return &smtpSender{
+		from: from, host: u.Hostname(), port: int(port), user: u.User,
+		implicit: u.Scheme == "smtps", plain: u.Scheme == "smtp+plain",
+		tls: &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12},
+	}, nil
 }
 
 // deliver holds one SMTP conversation. Any error but errRefused is worth another attempt.
