@@ -248,13 +248,12 @@ func (im *importer) flush(ctx context.Context) error {
 
 // newProgress is a bar with rate and remaining time on a terminal, and a plain line now and then elsewhere.
 func newProgress(out io.Writer, size int64) *progressbar.ProgressBar {
-	options := []progressbar.Option{progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true),
-		progressbar.OptionSetDescription("importing"), progressbar.OptionSetPredictTime(true),
-		progressbar.OptionThrottle(100 * time.Millisecond), progressbar.OptionClearOnFinish()}
 	if !onTerminal(out) {
-		options = []progressbar.Option{progressbar.OptionSetWriter(io.Discard)}
+		out = io.Discard
 	}
-	return progressbar.NewOptions64(size, options...)
+	return progressbar.NewOptions64(size, progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true),
+		progressbar.OptionSetDescription("importing"), progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
 }
 
 func onTerminal(out io.Writer) bool {

@@ -189,14 +189,12 @@ func (s *server) sendMails(ctx context.Context) {
 		case <-poll.C:
 		case <-s.newMail:
 		}
-		for ctx.Err() == nil {
-			err := s.sendNextMail(ctx)
-			if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-				s.log.Error("sending mail", "cause", err.Error())
-			}
-			if err != nil {
-				break
-			}
+		var err error
+		for err == nil && ctx.Err() == nil {
+			err = s.sendNextMail(ctx)
+		}
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			s.log.Error("sending mail", "cause", err.Error())
 		}
 	}
 }
@@ -275,16 +273,11 @@ func backoff(attempts int) time.Duration {
 // printMail delivers to a terminal: what dev does when SMTP_URL is not set.
 func printMail(w io.Writer) func(context.Context, message) error {
 	return func(_ context.Context, m message) error {
-		var b strings.Builder
-		fmt.Fprintf(&b, "\n┌─ mail to %s\n│  %s\n│\n", m.To, m.Subject)
-		for line := range strings.Lines(m.Text) {
-			fmt.Fprintf(&b, "│  %s\n", strings.TrimRight(line, "\n"))
-		}
+		text := strings.ReplaceAll(strings.TrimSuffix(m.Text, "\n"), "\n", "\n│  ")
 		if m.Token != "" {
-			fmt.Fprintf(&b, "│\n│  token: %s\n", m.Token)
+			text += "\n│\n│  token: " + m.Token
 		}
-		b.WriteString("└─\n\n")
-		_, err := io.WriteString(w, b.String())
+		_, err := fmt.Fprintf(w, "\n┌─ mail to %s\n│  %s\n│\n│  %s\n└─\n\n", m.To, m.Subject, text)
 		return err
 	}
 }
