@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -254,15 +255,10 @@ func readJSON(r *http.Request, fields []inputField) (map[string]jsontext.Value, 
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := checkJSON(body); err != nil {
+	members, err := parseObject(body)
+	if err != nil {
 		e := *errMalformed
 		e.Detail = "The body is not one strict JSON object: " + err.Error()
-		return nil, nil, &e
-	}
-	var members map[string]jsontext.Value
-	if err := json.Unmarshal(body, &members); err != nil || members == nil {
-		e := *errMalformed
-		e.Detail = "The body must be a JSON object."
 		return nil, nil, &e
 	}
 	var unknown []fieldError
@@ -276,45 +272,31 @@ func readJSON(r *http.Request, fields []inputField) (map[string]jsontext.Value, 
 	return members, unknown, nil
 }
 
-// checkJSON reads body token by token: one value, no duplicate members, valid UTF-8, no lone surrogates, no deeper
-// than maxDepth.
-func checkJSON(body []byte) error {
-	d := jsontext.NewDecoder(bytes.NewReader(body))
-	for {
-		_, err := d.ReadToken()
-		if err == io.EOF && d.StackDepth() == 0 {
-			break
-		}
-		var syntax *jsontext.SyntacticError
-		if errors.As(err, &syntax) {
-			return errors.New(syntaxDetail(syntax))
-		}
-		if err != nil {
-			return errors.New("it ends early")
-		}
+// parseObject reads one JSON object: no duplicate members at any level, valid UTF-8, no lone surrogates, nothing behind
+// it, which are the defaults of jsontext, and no deeper than maxDepth. An error says where and what, without repeating
+// the client's bytes.
+func parseObject(body []byte) (members map[string]jsontext.Value, err error) {
+	// The depth comes first: tokens are read without the recursion that a whole value costs.
+	for d := jsontext.NewDecoder(bytes.NewReader(body)); err == nil; _, err = d.ReadToken() {
 		if d.StackDepth() > maxDepth {
-			return errors.New("it is nested too deeply")
-		}
-		if d.StackDepth() == 0 {
-			if rest := bytes.TrimLeft(body[d.InputOffset():], " \t\r\n"); len(rest) > 0 {
-				return errors.New("something follows the first value")
-			}
-			return nil
+			return nil, errors.New("it is nested too deeply")
 		}
 	}
-	return errors.New("it is empty")
-}
-
-// syntaxDetail says where and what, without repeating the client's bytes.
-func syntaxDetail(e *jsontext.SyntacticError) string {
-	where := " at byte " + strconv.FormatInt(e.ByteOffset, 10)
+	err = json.Unmarshal(body, &members)
+	syntax, ok := errors.AsType[*jsontext.SyntacticError](err)
 	switch {
-	case errors.Is(e, jsontext.ErrDuplicateName):
-		return "a member is there twice" + where
-	case errors.Is(e, io.ErrUnexpectedEOF):
-		return "it ends early" + where
+	case err == nil && members != nil:
+		return members, nil
+	case !ok:
+		return nil, errors.New("it is another value")
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		err = errors.New("a member is there twice")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		err = errors.New("it ends early")
+	default:
+		err = errors.New("it is not valid JSON in UTF-8")
 	}
-	return "it is not valid JSON in UTF-8" + where
+	return nil, fmt.Errorf("%w at byte %d", err, syntax.ByteOffset)
 }
 
 // readForm reads application/x-www-form-urlencoded, each parameter at most once (RFC 6749 section 3.2).

@@ -209,50 +209,59 @@ func FuzzCursor(f *testing.F) {
 	})
 }
 
-// R15, R16: what checkJSON accepts is one value that every reader understands alike, with nothing replaced and nothing
-// there twice, and written anew it stays what it was.
+// R15, R16: what parseObject accepts is one object that every reader understands alike, with nothing replaced and
+// nothing there twice, and written anew it stays what it was.
 func FuzzStrictJSON(f *testing.F) {
 	for _, seed := range []string{`{"a":[1,-0.5e3,true,null,"\u00e9\ud83d\ude00"]}`, `{"a":1,"\u0061":2}`, `{"a":1,"A":2}`, "\"\xff\"", `"\ud800"`, `"\\ud800\ufffd"`,
 		"[1] [2]", "\ufeff{}", strings.Repeat("[", 33) + strings.Repeat("]", 33), strings.Repeat("[", 32) + strings.Repeat("]", 32), "1e999", "-0", " {} \n", "{}\x00", `"\u0000"`} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		err := checkJSON(body)
-		if strict := jsontext.Value(body).IsValid() && deepest(body) <= maxDepth; strict != (err == nil) {
-			t.Fatalf("strict %v, but %v", strict, err)
-		}
-		if err != nil {
-			if text := err.Error(); !regexp.MustCompile(`^[a-zA-Z0-9 -]+$`).MatchString(text) {
-				t.Errorf("the refusal repeats the body: %q", text)
-			}
-			return
-		}
-		if !utf8.Valid(body) || !stdjson.Valid(body) {
-			t.Fatalf("accepted %q", body)
-		}
-		var lax, ours any
-		laxErr, oursErr := stdjson.Unmarshal(body, &lax), json.Unmarshal(body, &ours)
-		if laxErr != nil || oursErr != nil {
-			if laxErr == nil || oursErr == nil { // both refuse a number that no float holds
-				t.Fatalf("encoding/json %v, json/v2 %v", laxErr, oursErr)
-			}
-			return
-		}
-		if !reflect.DeepEqual(lax, ours) {
-			t.Fatalf("two readings of %q: %v, %v", body, lax, ours)
-		}
-		written, err := json.Marshal(ours, json.Deterministic(true))
-		if err != nil || checkJSON(written) != nil {
-			t.Fatalf("%q written anew is %q: %v", body, written, err)
-		}
-		var again any
-		if err := json.Unmarshal(written, &again); err != nil || !reflect.DeepEqual(again, ours) {
-			t.Fatalf("%q became %q: %v", body, written, err)
-		}
-		if bytes.Contains(written, []byte("\ufffd")) && !bytes.Contains(body, []byte("\ufffd")) && !bytes.Contains(bytes.ToLower(body), []byte(`\ufffd`)) {
-			t.Fatalf("something was replaced in %q", body)
-		}
+		strictJSON(t, body)
+		strictJSON(t, slices.Concat([]byte(`{"":`), body, []byte("}")))
 	})
+}
+
+func strictJSON(t *testing.T, body []byte) {
+	_, err := parseObject(body)
+	value := jsontext.Value(body)
+	if strict := value.IsValid() && value.Kind() == '{' && deepest(body) <= maxDepth; strict != (err == nil) {
+		t.Fatalf("strict %v, but %v", strict, err)
+	}
+	if err != nil {
+		if text := err.Error(); !regexp.MustCompile(`^[a-zA-Z0-9 -]+$`).MatchString(text) {
+			t.Errorf("the refusal repeats the body: %q", text)
+		}
+		return
+	}
+	if !utf8.Valid(body) || !stdjson.Valid(body) {
+		t.Fatalf("accepted %q", body)
+	}
+	var lax, ours any
+	laxErr, oursErr := stdjson.Unmarshal(body, &lax), json.Unmarshal(body, &ours)
+	if laxErr != nil || oursErr != nil {
+		if laxErr == nil || oursErr == nil { // both refuse a number that no float holds
+			t.Fatalf("encoding/json %v, json/v2 %v", laxErr, oursErr)
+		}
+		return
+	}
+	if !reflect.DeepEqual(lax, ours) {
+		t.Fatalf("two readings of %q: %v, %v", body, lax, ours)
+	}
+	written, err := json.Marshal(ours, json.Deterministic(true))
+	if err == nil {
+		_, err = parseObject(written)
+	}
+	if err != nil {
+		t.Fatalf("%q written anew is %q: %v", body, written, err)
+	}
+	var again any
+	if err := json.Unmarshal(written, &again); err != nil || !reflect.DeepEqual(again, ours) {
+		t.Fatalf("%q became %q: %v", body, written, err)
+	}
+	if bytes.Contains(written, []byte("\ufffd")) && !bytes.Contains(body, []byte("\ufffd")) && !bytes.Contains(bytes.ToLower(body), []byte(`\ufffd`)) {
+		t.Fatalf("something was replaced in %q", body)
+	}
 }
 
 // deepest counts how deeply a valid JSON value is nested.
