@@ -166,12 +166,7 @@ func (s *server) clientIP(r *http.Request) netip.Addr {
 }
 
 func (s *server) trusted(ip netip.Addr) bool {
-	for _, network := range s.cfg.TrustedProxies {
-		if network.Contains(ip) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.cfg.TrustedProxies, func(n netip.Prefix) bool { return n.Contains(ip) })
 }
 
 // maxUserAgent is how many bytes of a User-Agent are stored.

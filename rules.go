@@ -24,7 +24,7 @@ func newRules(p *passwords) map[string]rule {
 	// The shortest address is a@b.c; that a local part ends after 64 characters is part of the format.
 	name := map[string]any{"minLength": 1, "maxLength": maxName, "pattern": namePattern,
 		"description": "Trimmed and composed (Unicode NFC) before it is measured."}
-	rules := map[string]rule{
+	return map[string]rule{
 		"email": {map[string]any{"format": "email", "minLength": 5, "maxLength": maxEmail, "pattern": emailPattern.String()}, checkEmail},
 		"name":  {name, checkName},
 		"new_password": {map[string]any{"format": "password", "minLength": p.minLength, "maxLength": maxPasswordPoints, "pattern": noNUL},
@@ -46,7 +46,6 @@ func newRules(p *passwords) map[string]rule {
 
 		"organization_role": enum("member", "admin", "owner"),
 	}
-	return rules
 }
 
 const (
