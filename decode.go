@@ -126,9 +126,7 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 	}
 	switch {
 	case len(shape) > 0:
-		e := *errMalformed
-		e.Fields = append(shape, values...)
-		return &e
+		return malformed(append(shape, values...)...)
 	case len(values) > 0:
 		return invalid(values...)
 	}
@@ -148,35 +146,27 @@ func allocate(v reflect.Value) reflect.Value {
 
 // setParameter reads one query parameter.
 func (s *server) setParameter(r *http.Request, c caller, f inputField, target reflect.Value, text string, present bool) error {
-	bad := func(detail string) error {
-		e := *errMalformed
-		e.Fields = []fieldError{{f.name, "invalid_parameter", detail}}
-		return &e
+	if !present {
+		if f.name == "limit" {
+			target.SetInt(defaultLimit)
+		}
+		return nil
 	}
+	bad := func(detail string) error { return malformed(fieldError{f.name, "invalid_parameter", detail}) }
 	switch f.name {
 	case "limit":
-		if !present {
-			target.SetInt(defaultLimit)
-			return nil
-		}
 		limit, err := parseLimit(text)
 		if err != nil {
 			return bad(err.Error())
 		}
 		target.SetInt(int64(limit))
 	case "after":
-		if !present {
-			return nil
-		}
 		id, err := s.keys.parseCursor(cursorScope(r, c), text)
 		if err != nil {
 			return errBadCursor
 		}
 		target.SetString(id)
 	default:
-		if !present {
-			return nil
-		}
 		if target = allocate(target); target.Kind() == reflect.Bool {
 			if text != "true" && text != "false" {
 				return bad("must be true or false")
@@ -226,27 +216,24 @@ func checkParameters(given url.Values, fields []inputField, source string) error
 		return nil
 	}
 	slices.SortFunc(bad, func(a, b fieldError) int { return strings.Compare(a.Pointer, b.Pointer) })
-	e := *errMalformed
-	e.Fields = bad
-	return &e
+	return malformed(bad...)
 }
 
 // readBody returns the body, which shed has read and limited, if it is of the given media type; never decompressed.
 func readBody(r *http.Request, mediaType string) ([]byte, error) {
 	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset, hasCharset := params["charset"]
-	if err != nil || kind != mediaType || len(r.Header["Content-Type"]) != 1 ||
-		hasCharset && !strings.EqualFold(charset, "utf-8") {
-		e := *errMediaType
+	e := *errMediaType
+	switch encoding := r.Header.Get("Content-Encoding"); {
+	case err != nil, kind != mediaType, len(r.Header["Content-Type"]) != 1,
+		hasCharset && !strings.EqualFold(charset, "utf-8"):
 		e.Detail = "The body must be " + mediaType + " in UTF-8."
-		return nil, &e
-	}
-	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
-		e := *errMediaType
+	case encoding != "" && encoding != "identity":
 		e.Detail = "The body must not be compressed."
-		return nil, &e
+	default:
+		return io.ReadAll(r.Body)
 	}
-	return io.ReadAll(r.Body)
+	return nil, &e
 }
 
 // readJSON reads one strict JSON object (R15, R16) into its members. Unknown members are returned as shape errors.

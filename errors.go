@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -86,6 +87,13 @@ func invalid(fields ...fieldError) *apiError {
 	return &apiError{Status: 422, Code: "invalid_fields", Detail: "Some fields are not valid.", Fields: fields}
 }
 
+// malformed is the answer to a request whose shape is wrong.
+func malformed(fields ...fieldError) *apiError {
+	e := *errMalformed
+	e.Fields = fields
+	return &e
+}
+
 // lastOwner names the organizations that would be left without an active owner.
 func lastOwner(organizations []organization) error {
 	e := *errLastOwner
@@ -108,20 +116,16 @@ var constraintErrors = map[string]*apiError{
 
 // toAPIError is the one place that decides what an error means to a client.
 func toAPIError(err error) *apiError {
-	var known *apiError
-	if errors.As(err, &known) {
+	if known, ok := errors.AsType[*apiError](err); ok {
 		return known
 	}
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return errTooLarge
 	}
-	var connect *pgconn.ConnectError
-	if errors.As(err, &connect) { // whatever the reason: refused, no such role, wrong password
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok { // whatever the reason: refused, no such role, wrong password
 		return errDatabase.because(err)
 	}
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		if known := constraintErrors[pg.ConstraintName]; known != nil {
 			return known.because(err)
 		}
@@ -137,9 +141,8 @@ func toAPIError(err error) *apiError {
 		}
 		return errInternal.because(err)
 	}
-	var network net.Error
-	if errors.As(err, &network) || pgconn.Timeout(err) ||
-		errors.Is(err, context.DeadlineExceeded) || connectionLost(err) {
+	_, network := errors.AsType[net.Error](err)
+	if network || pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) || connectionLost(err) {
 		return errDatabase.because(err)
 	}
 	return errInternal.because(err)
@@ -191,15 +194,11 @@ func (s *server) writeError(w *response, r *http.Request, err error) {
 	}
 	header.Del("ETag")
 	if isOAuth(r.URL.Path) {
-		code := e.OAuth
-		if code == "" {
-			code = "invalid_request"
-		}
 		status := e.Status
 		if status == 422 {
 			status = 400 // RFC 6749 knows one status for requests that miss something
 		}
-		writeJSON(w, status, "application/json", oauthError{code, describe(e), e.Code, w.requestID})
+		writeJSON(w, status, "application/json", oauthError{cmp.Or(e.OAuth, "invalid_request"), describe(e), e.Code, w.requestID})
 		return
 	}
 	writeJSON(w, e.Status, "application/problem+json", problem{

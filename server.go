@@ -215,8 +215,7 @@ func (s *server) readAhead(r *http.Request) error {
 		body = append(body, rest...)
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	var tooLarge *http.MaxBytesError
-	if err != nil && !errors.As(err, &tooLarge) {
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); err != nil && !tooLarge {
 		return errMalformed.because(err) // the client went away, was too slow, or broke its framing
 	}
 	return err
