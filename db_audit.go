@@ -16,13 +16,10 @@ func (d db) audit(ctx context.Context, c caller, action string, organizationID, 
 	if err != nil {
 		return err
 	}
-	var actor *string
-	if c.user.ID != "" {
-		actor = &c.user.ID
-	}
 	_, err = d.q.Exec(ctx, `
 		insert into audit_events (id, action, actor_id, organization_id, subject_id, ip, detail)
-		values ($1, $2, $3, $4, $5, $6, $7)`, newID(), action, actor, organizationID, subjectID, nullableIP(c.ip), b)
+		values ($1, $2, $3, $4, $5, $6, $7)`,
+		newID(), action, nonEmpty(c.user.ID), organizationID, subjectID, c.ip, b) // pgx writes an unknown address as NULL
 	return err
 }
 

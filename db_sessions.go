@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"net/netip"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -58,7 +57,7 @@ func (d db) confirmSession(ctx context.Context, id string, generation int32) err
 func (d db) insertSession(ctx context.Context, id, userID string, c caller, ttl time.Duration) error {
 	return d.exec(ctx, `
 		insert into sessions (id, user_id, ip, user_agent, expires_at)
-		values ($1, $2, $3, $4, now() + $5::interval)`, id, userID, nullableIP(c.ip), c.userAgent, ttl)
+		values ($1, $2, $3, $4, now() + $5::interval)`, id, userID, c.ip, c.userAgent, ttl)
 }
 
 // deleteOldestSessions leaves the keep newest sessions of a user whose row is locked.
@@ -77,7 +76,7 @@ func (d db) rotateSession(ctx context.Context, id string, generation int32, c ca
 		from users u
 		where s.id = $1 and s.generation = $2 and s.expires_at > now() and u.id = s.user_id and not u.disabled
 		returning u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at`,
-		id, generation, cfg.RefreshIdleTTL, cfg.RefreshMaxTTL, nullableIP(c.ip), c.userAgent)
+		id, generation, cfg.RefreshIdleTTL, cfg.RefreshMaxTTL, c.ip, c.userAgent)
 }
 
 // replayedSession is a live session that a token of an earlier generation was shown for.
@@ -127,12 +126,4 @@ func (d db) sessionsByUser(ctx context.Context, userID, current string, p pageIn
 		from sessions
 		where user_id = $1 and expires_at > now() and id < $3 order by id desc limit $4`,
 		userID, current, p.before(), p.Limit+1)
-}
-
-// nullableIP is nil for an address that could not be read.
-func nullableIP(ip netip.Addr) *netip.Addr {
-	if !ip.IsValid() {
-		return nil
-	}
-	return &ip
 }
