@@ -94,14 +94,6 @@ func (d db) updateEmailVerified(ctx context.Context, id, passwordHash string) er
 		where id = $1 and password_hash = $2`, id, passwordHash)
 }
 
-// updateUserName changes the row when its version is one of those allowed; pgx.ErrNoRows otherwise.
-func (d db) updateUserName(ctx context.Context, id, name string, allowed versions) (user, error) {
-	return one[user](ctx, d, `
-		update users set name = $2
-		where id = $1 and ($3::timestamptz[] is null or updated_at = any($3))
-		returning id, email, name, role, email_verified, disabled, created_at, updated_at`, id, name, allowed)
-}
-
 // updatePasswordHash replaces old by new; pgx.ErrNoRows when old is not the password any more.
 func (d db) updatePasswordHash(ctx context.Context, id, old, new string) error {
 	return d.execOne(ctx, `

@@ -17,7 +17,8 @@ type updateMeInput struct {
 
 func (s *server) updateMe(ctx context.Context, c caller, in updateMeInput) (u user, err error) {
 	err = s.db.inTx(ctx, func(tx db) error {
-		if u, err = tx.updateUserName(ctx, c.user.ID, in.Name, in.IfMatch); err != nil {
+		change := updateUserInput{userInput: userInput{c.user.ID}, IfMatch: in.IfMatch, Name: &in.Name}
+		if u, err = tx.updateUser(ctx, change); err != nil {
 			return orElse(err, errStale)
 		}
 		return tx.audit(ctx, c, "user.updated", nil, &u.ID, nil)
