@@ -81,19 +81,15 @@ func (d db) rotateSession(ctx context.Context, id string, generation int32, c ca
 
 // replayedSession is a live session that a token of an earlier generation was shown for.
 type replayedSession struct {
-	user       user
+	user       // id and role alone
 	Replayable bool
 }
 
 // sessionForReplay returns the session of a genuine token that is not the newest; pgx.ErrNoRows when it has ended.
 // Replayable: the token is the immediate predecessor, and its successor is younger than grace or was never used (R54).
 func (d db) sessionForReplay(ctx context.Context, id string, generation int32, grace time.Duration) (replayedSession, error) {
-	scan := func(row pgx.CollectableRow) (r replayedSession, err error) {
-		err = row.Scan(&r.user.ID, &r.user.Role, &r.Replayable)
-		return r, err
-	}
-	return oneBy(ctx, d, scan, `
-		select u.id, u.role, s.generation = $2 + 1 and (not s.confirmed or s.rotated_at > now() - $3::interval)
+	return oneBy(ctx, d, pgx.RowToStructByNameLax[replayedSession], `
+		select u.id, u.role, s.generation = $2 + 1 and (not s.confirmed or s.rotated_at > now() - $3::interval) as replayable
 		from sessions s join users u on u.id = s.user_id
 		where s.id = $1 and s.expires_at > now() and not u.disabled`, id, generation, grace)
 }
