@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -41,21 +42,14 @@ func (d db) inTx(ctx context.Context, fn func(tx db) error) error {
 
 // inOrder returns the first error of steps that ran one after the other in a transaction. What ran after it is rolled
 // back with it.
-func inOrder(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func inOrder(errs ...error) error { return cmp.Or(errs...) }
 
 // errMoved asks inTx for another run: what was locked first is not all that had to be.
 var errMoved = &pgconn.PgError{Code: "40001", Message: "locked too little"}
 
 func retryable(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == "40001" || pg.Code == "40P01")
 }
 
 // stalePlan says whether a statement failed only because a migration changed a type under its prepared form: then it
@@ -141,8 +135,8 @@ func orElse(err, missing error) error {
 
 // violates says whether a statement broke this constraint.
 func violates(err error, constraint string) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.ConstraintName == constraint
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.ConstraintName == constraint
 }
 
 // connectionLost recognises a connection that ended under a query.

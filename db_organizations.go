@@ -12,25 +12,17 @@ func (d db) lockOrganization(ctx context.Context, id string) error {
 }
 
 // lockOwnedOrganizations locks, in the order of their ids, the organizations that a user owns.
-func (d db) lockOwnedOrganizations(ctx context.Context, userID string) (ids []string, err error) {
-	rows, err := d.q.Query(ctx, `
+func (d db) lockOwnedOrganizations(ctx context.Context, userID string) ([]string, error) {
+	return manyBy(ctx, d, pgx.RowTo[string], `
 		select o.id from organizations o
 		where o.id in (select organization_id from memberships where user_id = $1 and role = 'owner')
 		order by o.id for no key update`, userID)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // ownedOrganizations lists what lockOwnedOrganizations would lock.
-func (d db) ownedOrganizations(ctx context.Context, userID string) (ids []string, err error) {
-	rows, err := d.q.Query(ctx, `
+func (d db) ownedOrganizations(ctx context.Context, userID string) ([]string, error) {
+	return manyBy(ctx, d, pgx.RowTo[string], `
 		select organization_id from memberships where user_id = $1 and role = 'owner' order by organization_id`, userID)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // ownerlessOrganizations returns those of the given, locked organizations that have no active owner (R74).
