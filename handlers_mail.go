@@ -38,12 +38,8 @@ func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput)
 	if err != nil {
 		return tokens{}, orElse(err, errBadMailToken)
 	}
-	ok, _, err := s.checkPassword(ctx, c, account.Email, account.PasswordHash, in.Password)
-	if err != nil {
+	if err := s.requirePassword(ctx, c, account, "/password", in.Password); err != nil {
 		return tokens{}, err
-	}
-	if !ok {
-		return tokens{}, wrongPassword("/password")
 	}
 	var session newSession
 	err = s.consume(ctx, account, in.Token, purposeVerifyEmail, func(tx db, _ mailToken) error {
@@ -128,12 +124,8 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 	if err != nil {
 		return accepted{}, orElse(err, errInvalidToken)
 	}
-	ok, _, err := s.checkPassword(ctx, c, account.Email, account.PasswordHash, in.Password)
-	if err != nil {
+	if err := s.requirePassword(ctx, c, account, "/password", in.Password); err != nil {
 		return accepted{}, err
-	}
-	if !ok {
-		return accepted{}, wrongPassword("/password")
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
 		if _, err := tx.lockUserWithPassword(ctx, c.user.ID, account.PasswordHash); err != nil {

@@ -41,12 +41,8 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 	if err != nil {
 		return none{}, orElse(err, errInvalidToken)
 	}
-	ok, _, err := s.checkPassword(ctx, c, account.Email, account.PasswordHash, in.CurrentPassword)
-	if err != nil {
+	if err := s.requirePassword(ctx, c, account, "/current_password", in.CurrentPassword); err != nil {
 		return none{}, err
-	}
-	if !ok {
-		return none{}, wrongPassword("/current_password")
 	}
 	hash, err := s.passwords.hash(ctx, in.NewPassword)
 	if err != nil {
@@ -62,6 +58,15 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 	})
 	s.wakeSender()
 	return none{}, err
+}
+
+// requirePassword refuses a password that is not the account's; pointer is its place in the request.
+func (s *server) requirePassword(ctx context.Context, c caller, account account, pointer, password string) error {
+	ok, _, err := s.checkPassword(ctx, c, account.Email, account.PasswordHash, password)
+	if err == nil && !ok {
+		err = wrongPassword(pointer)
+	}
+	return err
 }
 
 // recentSignIn is how young a session must be for what cannot be undone.
