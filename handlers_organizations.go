@@ -233,9 +233,7 @@ func (d db) afterRoleChange(ctx context.Context, organizationID, userID, role st
 	return d.deleteInvitationsBy(ctx, organizationID, userID, grantable(role))
 }
 
-func (s *server) listMyMemberships(ctx context.Context, c caller, in listMyMembershipsInput) (page[userMembership], error) {
-	rows, err := s.db.membershipsByUser(ctx, c.user.ID, in.pageInput)
+func (s *server) listMyMemberships(ctx context.Context, c caller, in pageInput) (page[userMembership], error) {
+	rows, err := s.db.membershipsByUser(ctx, c.user.ID, in)
 	return newPage(rows, in.Limit, func(m userMembership) string { return m.ID }), err
 }
-
-type listMyMembershipsInput struct{ pageInput }

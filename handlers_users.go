@@ -6,9 +6,7 @@ import (
 	"time"
 )
 
-func (s *server) readMe(_ context.Context, c caller, _ readMeInput) (user, error) { return c.user, nil }
-
-type readMeInput struct{}
+func (s *server) readMe(_ context.Context, c caller, _ none) (user, error) { return c.user, nil }
 
 type updateMeInput struct {
 	IfMatch versions `header:"If-Match"`
@@ -132,10 +130,8 @@ func (s *server) changeAccess(ctx context.Context, userID string, fn func(tx db,
 	})
 }
 
-type listSessionsInput struct{ pageInput }
-
-func (s *server) listSessions(ctx context.Context, c caller, in listSessionsInput) (page[session], error) {
-	rows, err := s.db.sessionsByUser(ctx, c.user.ID, c.session, in.pageInput)
+func (s *server) listSessions(ctx context.Context, c caller, in pageInput) (page[session], error) {
+	rows, err := s.db.sessionsByUser(ctx, c.user.ID, c.session, in)
 	return newPage(rows, in.Limit, func(s session) string { return s.ID }), err
 }
 
