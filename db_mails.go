@@ -26,17 +26,14 @@ func (d db) insertMail(ctx context.Context, email, kind string) error {
 // insertMailTo is insertMail to another address, which stands for what the user is about to become; session is the
 // one that asks.
 func (d db) insertMailTo(ctx context.Context, email, kind string, recipient, session *string) error {
-	if err := d.lockMailCap(ctx, *cmp.Or(recipient, &email), kind); err != nil {
-		return err
-	}
-	return d.exec(ctx, `
+	return inOrder(d.lockMailCap(ctx, *cmp.Or(recipient, &email), kind), d.exec(ctx, `
 		insert into mails (id, user_id, kind, recipient, session_id)
 		select $1, u.id, $3, coalesce($4, u.email), $5 from users u
 		where u.email = $2
 			and not exists (select 1 from mails m where m.recipient = coalesce($4, u.email) and m.kind = $3
 				and m.created_at > now() - interval '1 minute')
 			and (select count(*) from mails m where m.recipient = coalesce($4, u.email) and m.kind = $3
-				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind, recipient, session)
+				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind, recipient, session))
 }
 
 // lockMailCap makes those who mail one kind to one address wait for each other until the transaction ends, so that
@@ -48,16 +45,13 @@ func (d db) lockMailCap(ctx context.Context, recipient, kind string) error {
 // insertUnsentMail writes what insertMail would have, for an address without an account: as much work, as long, and
 // as limited, but nothing to send (R37).
 func (d db) insertUnsentMail(ctx context.Context, email, kind string) error {
-	if err := d.lockMailCap(ctx, email, kind); err != nil {
-		return err
-	}
-	return d.exec(ctx, `
+	return inOrder(d.lockMailCap(ctx, email, kind), d.exec(ctx, `
 		insert into mails (id, kind, recipient, sent_at)
 		select $1, $3, $2, now()
 		where not exists (select 1 from mails m where m.recipient = $2 and m.kind = $3
 				and m.created_at > now() - interval '1 minute')
 			and (select count(*) from mails m where m.recipient = $2 and m.kind = $3
-				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind)
+				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind))
 }
 
 // insertMailIfKnown is insertMail for an address that may have no active account: the mail is then nobody's and counts as
@@ -107,9 +101,9 @@ func (d db) updateMailRetry(ctx context.Context, id string, delay time.Duration)
 
 // lockMailOwner locks the user that a mail is for; pgx.ErrNoRows when the mail is gone.
 func (d db) lockMailOwner(ctx context.Context, mailID string) error {
-	return d.q.QueryRow(ctx, `
+	return d.execOne(ctx, `
 		select u.id from users u join mails m on m.user_id = u.id where m.id = $1
-		for no key update of u`, mailID).Scan(nil)
+		for no key update of u`, mailID)
 }
 
 // upsertMailToken makes hash the one live token of the mail's owner for a purpose; older ones are void (R62). The
