@@ -25,14 +25,18 @@ func (d db) ownedOrganizations(ctx context.Context, userID string) ([]string, er
 		select organization_id from memberships where user_id = $1 and role = 'owner' order by organization_id`, userID)
 }
 
-// ownerlessOrganizations returns those of the given, locked organizations that have no active owner (R74).
-func (d db) ownerlessOrganizations(ctx context.Context, ids []string) ([]organization, error) {
-	return many[organization](ctx, d, `
+// requireOwners refuses, and names them, when some of the given, locked organizations have no active owner (R74).
+func (d db) requireOwners(ctx context.Context, ids []string) error {
+	ownerless, err := many[organization](ctx, d, `
 		select id, name, slug, created_at, updated_at from organizations o
 		where id = any($1) and not exists (
 			select from memberships m join users u on u.id = m.user_id
 			where m.organization_id = o.id and m.role = 'owner' and not u.disabled)
 		order by id`, ids)
+	if err == nil && len(ownerless) > 0 {
+		err = lastOwner(ownerless)
+	}
+	return err
 }
 
 // insertOrganization fails on organizations_slug_key.

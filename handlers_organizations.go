@@ -223,12 +223,8 @@ func (s *server) deleteMembership(ctx context.Context, c caller, in membershipIn
 // afterRoleChange keeps what must hold when a member of a locked organization has a lower role, or none: an active
 // owner is left (R74), and invitations that the member could not make any more are void (R76).
 func (d db) afterRoleChange(ctx context.Context, organizationID, userID, role string) error {
-	ownerless, err := d.ownerlessOrganizations(ctx, []string{organizationID})
-	if err != nil {
+	if err := d.requireOwners(ctx, []string{organizationID}); err != nil {
 		return err
-	}
-	if len(ownerless) > 0 {
-		return lastOwner(ownerless)
 	}
 	return d.deleteInvitationsBy(ctx, organizationID, userID, grantable(role))
 }

@@ -116,12 +116,8 @@ func (s *server) changeAccess(ctx context.Context, userID string, fn func(tx db,
 		if err := fn(tx, before); err != nil {
 			return err
 		}
-		ownerless, err := tx.ownerlessOrganizations(ctx, owned)
-		if err != nil {
+		if err := tx.requireOwners(ctx, owned); err != nil {
 			return err
-		}
-		if len(ownerless) > 0 {
-			return lastOwner(ownerless)
 		}
 		if before.Role != "admin" || before.Disabled {
 			return nil
