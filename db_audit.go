@@ -83,7 +83,8 @@ func (d db) exportUser(ctx context.Context, u user, current string) (e export, e
 		}
 		if e.Mails, err = many[exportedMail](ctx, tx, `
 			select kind, recipient, created_at, sent_at from mails
-			where user_id = $1 or recipient = $2 order by id desc`, u.ID, u.Email); err != nil {
+			where user_id = $1 and kind <> $3 or recipient = $2 order by id desc`,
+			u.ID, u.Email, mailChangeEmail); err != nil { // to other addresses they would tell which have an account (R37)
 			return err
 		}
 		e.AuditEvents, err = many[auditEvent](ctx, tx, `

@@ -74,15 +74,18 @@ func (d db) updateUser(ctx context.Context, in updateUserInput) (user, error) {
 }
 
 // insertOrReplaceUnverified makes an account, or replaces name and password of one whose address is unconfirmed. The
-// id is empty when the address belongs to somebody. One row is locked and written in either case.
-func (d db) insertOrReplaceUnverified(ctx context.Context, id, email, name, passwordHash string) (string, error) {
+// id is empty when the address belongs to somebody: confirmed it, or uses the account without, as EMAIL_VERIFICATION=false
+// allows; unless proved, that is unless the mailbox says so. One row is locked and written in either case.
+func (d db) insertOrReplaceUnverified(ctx context.Context, id, email, name, passwordHash string, proved bool) (string, error) {
 	var got string
 	err := d.q.QueryRow(ctx, `
 		insert into users as u (id, email, name, password_hash)
 		values ($1, $2, $3, $4)
 		on conflict (email) do update set name = excluded.name, password_hash = excluded.password_hash
-		where not u.email_verified and not u.disabled
-		returning u.id`, id, email, name, passwordHash).Scan(&got)
+		where not u.email_verified and not u.disabled and ($5 or u.role = 'user'
+			and not exists (select from sessions s where s.user_id = u.id)
+			and not exists (select from memberships m where m.user_id = u.id))
+		returning u.id`, id, email, name, passwordHash, proved).Scan(&got)
 	return got, orElse(err, nil)
 }
 

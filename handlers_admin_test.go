@@ -703,7 +703,7 @@ func TestExport(t *testing.T) {
 	for member, where := range map[string]string{
 		"sessions": "sessions where user_id = $1", "memberships": "memberships where user_id = $1",
 		"invitations":  "invitations where invited_by = $1 or email = (select email from users where id = $1)",
-		"mails":        "mails where user_id = $1 or recipient = (select email from users where id = $1)",
+		"mails":        "mails where user_id = $1 and kind <> 'change_email' or recipient = (select email from users where id = $1)",
 		"audit_events": "audit_events where actor_id = $1 or subject_id = $1 or detail->>'user_id' = $1::text",
 	} {
 		items, _ := document[member].([]any)

@@ -23,7 +23,7 @@ func (s *server) register(ctx context.Context, c caller, in registerInput) (acce
 		return accepted{}, err
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
-		id, err := tx.insertOrReplaceUnverified(ctx, newID(), in.Email, in.Name, hash)
+		id, err := tx.insertOrReplaceUnverified(ctx, newID(), in.Email, in.Name, hash, false)
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,9 @@ const maxPendingInvitations = 100
 // createInvitation invites an address, or renews its invitation: one is pending per organization and address (R77).
 // The token is made when the mail is sent and is nowhere else (R76).
 func (s *server) createInvitation(ctx context.Context, c caller, in createInvitationInput) (i invitation, err error) {
+	if err := s.limitUser(ctx, c, invitations); err != nil {
+		return i, err
+	}
 	err = s.inOrganization(ctx, c, in.OrganizationID, invitationsWrite, func(tx db, role string) error {
 		if !manages(role, in.Role) {
 			return errForbidden
@@ -154,7 +157,7 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 	}
 	var session newSession
 	err = s.takeInvitation(ctx, in.Token, func(tx db, i takenInvitation) error {
-		userID, err := tx.insertOrReplaceUnverified(ctx, newID(), i.Email, in.Name, hash)
+		userID, err := tx.insertOrReplaceUnverified(ctx, newID(), i.Email, in.Name, hash, true)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 )
@@ -120,6 +121,9 @@ type changeEmailInput struct {
 // changeEmail asks the new address to confirm, and tells the old one. An address that is taken gets no mail, and the
 // caller the same answer (R37, R66).
 func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput) (accepted, error) {
+	if err := cmp.Or(s.limitNetwork(ctx, c, credentialCalls), s.limitUser(ctx, c, emailChanges)); err != nil {
+		return accepted{}, err
+	}
 	account, err := s.db.accountByEmail(ctx, c.user.Email)
 	if err != nil {
 		return accepted{}, orElse(err, errInvalidToken)
@@ -154,6 +158,9 @@ type confirmEmailInput struct {
 // confirmEmail makes the address that the token was mailed to the user's, ends the sessions other than the one that
 // asked, and voids every other token. Whoever loses a race for an address gets what any dead link gets (R66).
 func (s *server) confirmEmail(ctx context.Context, c caller, in confirmEmailInput) (none, error) {
+	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
+		return none{}, err
+	}
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeConfirmEmail)
 	if err != nil {
 		return none{}, orElse(err, errBadMailToken)

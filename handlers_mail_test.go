@@ -1107,3 +1107,41 @@ func TestPreHijackNeitherAlone(t *testing.T) {
 	}
 	s.post("/v1/auth/verify-email", "", map[string]string{"token": token}).want(422, "invalid_fields")
 }
+
+// R37: not even the export of what was asked for tells which addresses have an account.
+func TestExportTellsNobodyElsesAddress(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	eve, _ := s.newUser("eve@example.com", "user"), s.newUser("victim@example.com", "user")
+	for _, email := range []string{"victim@example.com", "free@example.com"} {
+		s.post("/v1/users/me/email", eve.token, jsonBody("email", email, "password", testPassword)).want(202, "")
+	}
+	s.waitMail("free@example.com", 1)
+	if a := s.get("/v1/users/me/export", eve.token).want(200, ""); strings.Contains(string(a.body), "free@") || strings.Contains(string(a.body), "victim@") {
+		t.Errorf("%s", a.body)
+	}
+}
+
+// R64: an account that is used although its address is unconfirmed, because EMAIL_VERIFICATION was off when it was made,
+// is not taken over by whoever registers its address later.
+func TestRegisterLeavesUsedAccounts(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for name, use := range map[string]string{
+		"session":    "insert into sessions (id, user_id, expires_at) values ($1, $1, now() + interval '1 hour')",
+		"membership": "with o as (insert into organizations (id, name, slug) values ($1, 'X', $1::uuid::text) returning id) insert into memberships (id, organization_id, user_id, role) select id, id, id, 'owner' from o",
+		"admin":      "update users set role = 'admin' where id = $1",
+	} {
+		u, email := newID(), name+"@example.com"
+		s.exec("insert into users (id, email, name, password_hash) values ($1, $2, 'Ada', $3)", u, email, testPasswordHash())
+		before := scalar[string](s, "select name || password_hash from users where id = $1", u)
+		s.exec(strings.ReplaceAll(use, "$1", "'"+u+"'"))
+		s.post("/v1/auth/register", "", jsonBody("email", email, "password", "another password", "name", "Eve")).want(202, "")
+		if scalar[string](s, "select name || password_hash from users where id = $1", u) != before {
+			t.Errorf("%s: replaced", name)
+		}
+		if m := s.waitMail(email, 1); m.Token != "" {
+			t.Errorf("%s: mailed %s", name, m.Subject)
+		}
+	}
+}

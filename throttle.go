@@ -25,6 +25,11 @@ var (
 	failuresEverywhere = limit{"failures", 100, time.Hour}               // of an account
 	credentialCalls    = limit{"credentials", 30, 5 * time.Minute}       // of a network
 	refreshCalls       = limit{"refresh", 150, 5 * time.Minute}          // of a network
+
+	// What a signed-in user could use to mail strangers, or to fill this replica's memory.
+	emailChanges = limit{"email_changes", 10, time.Hour}
+	invitations  = limit{"invitations", 200, 24 * time.Hour}
+	exports      = limit{"exports", 10, time.Hour}
 )
 
 // attempt is one counter to raise.
@@ -49,6 +54,11 @@ func networkOf(ip netip.Addr) string {
 // limitNetwork counts a call of the caller's network.
 func (s *server) limitNetwork(ctx context.Context, c caller, l limit) error {
 	return s.count(ctx, attempt{l, networkOf(c.ip)})
+}
+
+// limitUser counts a call of the caller.
+func (s *server) limitUser(ctx context.Context, c caller, l limit) error {
+	return s.count(ctx, attempt{l, c.user.ID})
 }
 
 // passwordAttempts are the counters of one account, which need not exist (R38).

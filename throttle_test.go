@@ -198,3 +198,34 @@ func TestThrottleOff(t *testing.T) {
 		t.Errorf("counted: %s, then %s", before, now)
 	}
 }
+
+// R14, R42: nobody who is signed in mails strangers without end, makes others wait for the hashing gate, or has this
+// replica make one big document after the other.
+func TestThrottleSignedIn(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, func(c *config) { c.Throttle = "on" })
+	ada := s.newUser("ada@example.com", "user")
+	org := s.post("/v1/organizations", ada.token, jsonBody("name", "Engines")).want(201, "").str("id")
+	for _, tc := range []struct {
+		limit limit
+		ask   request
+		done  int
+	}{
+		{emailChanges, request{method: "POST", path: "/v1/users/me/email", body: jsonBody("email", "new@example.com", "password", testPassword)}, 202},
+		{invitations, request{method: "POST", path: "/v1/organizations/" + org + "/invitations", body: jsonBody("email", "guest@example.com", "role", "member")}, 201},
+		{exports, request{path: "/v1/users/me/export"}, 200},
+		{credentialCalls, request{method: "PUT", path: "/v1/users/me/password", body: jsonBody("current_password", "wrong", "new_password", "a new password 1")}, 422},
+		{credentialCalls, request{method: "POST", path: "/v1/users/me/email", body: jsonBody("email", "new@example.com", "password", "wrong")}, 422},
+		{credentialCalls, request{method: "POST", path: "/v1/auth/confirm-email", body: jsonBody("token", "none")}, 422},
+	} {
+		tc.ask.token = ada.token
+		s.exec("delete from throttles")
+		if a := s.do(tc.ask); a.status != tc.done {
+			t.Errorf("%s: %d %s", tc.ask.path, a.status, a.body)
+		}
+		s.exec("update throttles set count = $1 where key like $2", tc.limit.count, tc.limit.name+" %")
+		if a := s.do(tc.ask); a.code() != "too_many_attempts" || a.header.Get("Retry-After") == "" {
+			t.Errorf("%s above %s: %d %s", tc.ask.path, tc.limit.name, a.status, a.body)
+		}
+	}
+}
