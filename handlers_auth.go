@@ -225,7 +225,7 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 		return s.issue(newSession{found.user, sessionID, generation + 1})
 	}
 	s.metrics.reuses.Inc()
-	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.user.ID)
+	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.ID)
 	err = s.db.inTx(ctx, func(tx db) error { // committed before the refusal
 		c.user = found.user
 		return inOrder(tx.deleteReusedSession(ctx, sessionID, generation),
