@@ -294,3 +294,45 @@ func TestVersionsMoveForward(t *testing.T) {
 		}
 	}
 }
+
+// R84, R89: an owner who is no superuser may not set the limits of another role: they are the database's then, without
+// the owner. Everything is rolled back.
+func TestRuntimeRoleOfPlainOwner(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	up, _, _ := strings.Cut(string(migrationFile(t, "005_runtime.sql")), "---- create above / drop below ----")
+	tx, err := s.side.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	for _, sql := range []string{
+		"create role roster_app", "create role roster_plain_owner",
+		`do $$ declare name text; begin
+			execute format('alter database %I owner to roster_plain_owner', current_database());
+			for name in select tablename from pg_tables where schemaname = 'public' loop
+				execute format('alter table %I owner to roster_plain_owner', name);
+			end loop;
+		end $$`,
+		"alter schema public owner to roster_plain_owner", "set local role roster_plain_owner", up,
+	} {
+		if _, err := tx.Exec(t.Context(), sql); err != nil {
+			t.Fatal(sql, err)
+		}
+	}
+	var limits string
+	if err := tx.QueryRow(t.Context(), `
+		select string_agg(coalesce(r.rolname, 'everybody') || ' ' || array_to_string(setconfig, ' '), ', ' order by r.rolname nulls first)
+		from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole
+		where s.setdatabase = (select oid from pg_database where datname = current_database())`).Scan(&limits); err != nil {
+		t.Fatal(err)
+	}
+	if want := "everybody statement_timeout=5s lock_timeout=2s idle_in_transaction_session_timeout=10s, " +
+		"roster_plain_owner statement_timeout=0 lock_timeout=0 idle_in_transaction_session_timeout=0"; limits != want {
+		t.Errorf("%s\nwant %s", limits, want)
+	}
+	var granted bool
+	if err := tx.QueryRow(t.Context(), "select has_table_privilege('roster_app', 'users', 'insert')").Scan(&granted); err != nil || !granted {
+		t.Error("roster_app may not write", err)
+	}
+}
