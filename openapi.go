@@ -92,10 +92,11 @@ func (s *server) readHealth(context.Context, caller, none) (health, error) {
 // readyTimeout is how long the database may take to answer a probe.
 const readyTimeout = 500 * time.Millisecond
 
-// readiness remembers what the database said for a second, so that probes from everywhere cost nothing (R92).
+// readiness remembers for a second that the database answered, so that probes from everywhere cost nothing (R92), and
+// that it did not for less than any prober's interval: two probes in a row must not fail by one slow answer.
 type readiness struct {
 	mu    sync.Mutex
-	asked time.Time
+	until time.Time
 	err   error
 }
 
@@ -106,14 +107,17 @@ func (s *server) readReadiness(ctx context.Context, _ caller, _ none) (health, e
 	}
 	s.ready.mu.Lock()
 	defer s.ready.mu.Unlock()
-	if time.Since(s.ready.asked) > time.Second {
+	if time.Now().After(s.ready.until) {
 		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 		defer cancel()
 		version, err := s.db.schemaVersion(ctx)
 		if err == nil && version < requiredVersion() {
 			err = fmt.Errorf("the schema has version %d, this program needs %d", version, requiredVersion())
 		}
-		s.ready.asked, s.ready.err = time.Now(), err
+		s.ready.until, s.ready.err = time.Now().Add(time.Second), err
+		if err != nil {
+			s.ready.until = time.Now().Add(100 * time.Millisecond)
+		}
 	}
 	if s.ready.err != nil {
 		return health{}, errNotReady.because(s.ready.err)

@@ -256,20 +256,20 @@ func TestDocs(t *testing.T) {
 func TestProbes(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	askedAt := func(asked time.Time) {
+	remember := func(until time.Time) {
 		s.ready.mu.Lock()
 		defer s.ready.mu.Unlock()
-		s.ready.asked = asked
+		s.ready.until = until
 	}
 	s.get("/readyz", "").want(200, "")
 	s.exec("update schema_version set version = 0")
-	askedAt(time.Now().Add(time.Hour))
+	remember(time.Now().Add(time.Hour))
 	s.get("/readyz", "").want(200, "") // what it said then
-	askedAt(time.Time{})
+	remember(time.Time{})
 	s.get("/readyz", "").want(503, "not_ready")
 	s.get("/healthz", "").want(200, "")
 	s.exec("update schema_version set version = 1000") // a newer schema fits an older program
-	askedAt(time.Time{})
+	remember(time.Time{})
 	s.get("/readyz", "").want(200, "")
 	s.draining.Store(true)
 	if a := s.get("/readyz", "").want(503, "not_ready"); a.header.Get("Retry-After") == "" || a.header.Get("Connection") == "keep-alive" {
