@@ -16,6 +16,7 @@ const requestTimeout = 10 * time.Second
 type endpoint struct {
 	operation string // the handler's name, which is also the operationId
 	in, out   reflect.Type
+	limits    []limit
 	// call decodes the input, runs the handler and returns its value. ctx is the handler's.
 	call func(ctx context.Context, s *server, r *http.Request, c caller) (any, error)
 	// raw endpoints write the response themselves: pages and files.
@@ -25,14 +26,18 @@ type endpoint struct {
 // none is the output of a call that has nothing to say: 204.
 type none struct{}
 
-// handle turns a handler into an endpoint. The compiler ties the documented types to the code.
-func handle[In, Out any](h func(context.Context, caller, In) (Out, error)) endpoint {
+// handle turns a handler into an endpoint, which counts every readable call against limits. The compiler ties the
+// documented types to the code.
+func handle[In, Out any](h func(context.Context, caller, In) (Out, error), limits ...limit) endpoint {
 	in := reflect.TypeFor[In]()
 	fields := inputFields(in)
-	return endpoint{operation: nameOf(h), in: in, out: reflect.TypeFor[Out](),
+	return endpoint{operation: nameOf(h), in: in, out: reflect.TypeFor[Out](), limits: limits,
 		call: func(ctx context.Context, s *server, r *http.Request, c caller) (any, error) {
 			var input In
 			if err := s.decode(r, c, fields, reflect.ValueOf(&input).Elem()); err != nil {
+				return nil, err
+			}
+			if err := s.limitCalls(ctx, c, limits...); err != nil {
 				return nil, err
 			}
 			return h(ctx, c, input)

@@ -18,7 +18,7 @@ type registerInput struct {
 // register starts an account, or starts it again while its address is unconfirmed: the latest registration wins. The
 // answer and the work are the same for an address that has an account; its owner gets a mail instead (R37).
 func (s *server) register(ctx context.Context, c caller, in registerInput) (accepted, error) {
-	hash, err := s.hashForRegistration(ctx, c, in)
+	hash, err := s.hashForRegistration(ctx, in)
 	if err != nil {
 		return accepted{}, err
 	}
@@ -39,7 +39,7 @@ func (s *server) register(ctx context.Context, c caller, in registerInput) (acce
 
 // registerUnverified is register without EMAIL_VERIFICATION: the account is usable at once.
 func (s *server) registerUnverified(ctx context.Context, c caller, in registerInput) (u user, err error) {
-	hash, err := s.hashForRegistration(ctx, c, in)
+	hash, err := s.hashForRegistration(ctx, in)
 	if err != nil {
 		return u, err
 	}
@@ -52,12 +52,9 @@ func (s *server) registerUnverified(ctx context.Context, c caller, in registerIn
 	return u, err
 }
 
-func (s *server) hashForRegistration(ctx context.Context, c caller, in registerInput) (string, error) {
+func (s *server) hashForRegistration(ctx context.Context, in registerInput) (string, error) {
 	if !s.cfg.SignupEnabled {
 		return "", errSignupDisabled
-	}
-	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
-		return "", err
 	}
 	if err := s.passwords.refuse("/password", in.Password, in.Email); err != nil {
 		return "", err
@@ -85,7 +82,7 @@ func (s *server) issueToken(ctx context.Context, c caller, in issueTokenInput) (
 		if in.Username == nil || in.Password == nil {
 			return tokens{}, invalidRequest("username and password are required for this grant_type.")
 		}
-		if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
+		if err := s.limitCalls(ctx, c, credentialCalls); err != nil {
 			return tokens{}, err
 		}
 		return s.signIn(ctx, c, *in.Username, *in.Password)
@@ -93,7 +90,7 @@ func (s *server) issueToken(ctx context.Context, c caller, in issueTokenInput) (
 		if in.RefreshToken == nil {
 			return tokens{}, invalidRequest("refresh_token is required for this grant_type.")
 		}
-		if err := s.limitNetwork(ctx, c, refreshCalls); err != nil {
+		if err := s.limitCalls(ctx, c, refreshCalls); err != nil {
 			return tokens{}, err
 		}
 		return s.refresh(ctx, c, *in.RefreshToken)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"net/netip"
 )
@@ -32,9 +31,6 @@ type verifyEmailInput struct {
 // verifyEmail confirms an address and signs in. The token proves the mailbox, the password proves that whoever
 // registered is at the keyboard: either alone opens nothing (R64). A wrong password leaves the token alive.
 func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput) (tokens, error) {
-	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
-		return tokens{}, err
-	}
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeVerifyEmail)
 	if err != nil {
 		return tokens{}, orElse(err, errBadMailToken)
@@ -68,9 +64,6 @@ type forgotPasswordInput struct {
 
 // forgotPassword mails a link to choose a new password. Answer and work are the same whoever asks about whomever (R37).
 func (s *server) forgotPassword(ctx context.Context, c caller, in forgotPasswordInput) (accepted, error) {
-	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
-		return accepted{}, err
-	}
 	err := s.db.inTx(ctx, func(tx db) error {
 		owner, err := tx.insertMailIfKnown(ctx, in.Email, mailResetPassword)
 		if owner == nil {
@@ -90,9 +83,6 @@ type resetPasswordInput struct {
 // resetPassword sets a password for whoever holds the mailbox: it ends every session, voids every other token, and
 // confirms the address, because the token proves it. It does not sign in (R67).
 func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordInput) (none, error) {
-	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
-		return none{}, err
-	}
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeResetPassword)
 	if err != nil {
 		return none{}, orElse(err, errBadMailToken)
@@ -121,9 +111,6 @@ type changeEmailInput struct {
 // changeEmail asks the new address to confirm, and tells the old one. An address that is taken gets no mail, and the
 // caller the same answer (R37, R66).
 func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput) (accepted, error) {
-	if err := cmp.Or(s.limitNetwork(ctx, c, credentialCalls), s.limitUser(ctx, c, emailChanges)); err != nil {
-		return accepted{}, err
-	}
 	account, err := s.db.accountByEmail(ctx, c.user.Email)
 	if err != nil {
 		return accepted{}, orElse(err, errInvalidToken)
@@ -158,9 +145,6 @@ type confirmEmailInput struct {
 // confirmEmail makes the address that the token was mailed to the user's, ends the sessions other than the one that
 // asked, and voids every other token. Whoever loses a race for an address gets what any dead link gets (R66).
 func (s *server) confirmEmail(ctx context.Context, c caller, in confirmEmailInput) (none, error) {
-	if err := s.limitNetwork(ctx, c, credentialCalls); err != nil {
-		return none{}, err
-	}
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeConfirmEmail)
 	if err != nil {
 		return none{}, orElse(err, errBadMailToken)

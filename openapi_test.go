@@ -206,6 +206,9 @@ func (g *generator) operation(rt route, path string) object {
 	} else {
 		op["security"] = []any{}
 	}
+	if rt.limits != nil {
+		responses["429"] = failure
+	}
 	status := http.StatusText(rt.status)
 	code := strconv.Itoa(rt.status)
 	var parameters []any

@@ -11,25 +11,30 @@ import (
 	"time"
 )
 
-// limit is how often something may happen in a window of time.
+// limit is how often something may happen in a window of time; of names whose calls are counted together.
 type limit struct {
 	name   string
 	count  int
 	window time.Duration
+	of     func(caller) string
 }
+
+func eachNetwork(c caller) string { return networkOf(c.ip) }
+func eachUser(c caller) string    { return c.user.ID }
 
 // The limits of CONTRACT section 3. Live sessions, refresh and reset go on for an account whose password somebody
 // else is guessing (R41).
 var (
-	failuresHere       = limit{"failures/network", 10, 15 * time.Minute} // of an account, from one network
-	failuresEverywhere = limit{"failures", 100, time.Hour}               // of an account
-	credentialCalls    = limit{"credentials", 30, 5 * time.Minute}       // of a network
-	refreshCalls       = limit{"refresh", 150, 5 * time.Minute}          // of a network
+	failuresHere       = limit{"failures/network", 10, 15 * time.Minute, nil} // of an account, from one network
+	failuresEverywhere = limit{"failures", 100, time.Hour, nil}               // of an account
+	credentialCalls    = limit{"credentials", 30, 5 * time.Minute, eachNetwork}
+	refreshCalls       = limit{"refresh", 150, 5 * time.Minute, eachNetwork}
 
-	// What a signed-in user could use to mail strangers, or to fill this replica's memory.
-	emailChanges = limit{"email_changes", 10, time.Hour}
-	invitations  = limit{"invitations", 200, 24 * time.Hour}
-	exports      = limit{"exports", 10, time.Hour}
+	// What a signed-in user could use to mail strangers, or to fill the database or this replica's memory.
+	foundings    = limit{"organizations", 500, 24 * time.Hour, eachUser}
+	emailChanges = limit{"email_changes", 10, time.Hour, eachUser}
+	invitations  = limit{"invitations", 200, 24 * time.Hour, eachUser}
+	exports      = limit{"exports", 10, time.Hour, eachUser}
 )
 
 // attempt is one counter to raise.
@@ -51,14 +56,13 @@ func networkOf(ip netip.Addr) string {
 	return network.String()
 }
 
-// limitNetwork counts a call of the caller's network.
-func (s *server) limitNetwork(ctx context.Context, c caller, l limit) error {
-	return s.count(ctx, attempt{l, networkOf(c.ip)})
-}
-
-// limitUser counts a call of the caller.
-func (s *server) limitUser(ctx context.Context, c caller, l limit) error {
-	return s.count(ctx, attempt{l, c.user.ID})
+// limitCalls counts a call against each of limits.
+func (s *server) limitCalls(ctx context.Context, c caller, limits ...limit) error {
+	attempts := make([]attempt, len(limits))
+	for i, l := range limits {
+		attempts[i] = attempt{l, l.of(c)}
+	}
+	return s.count(ctx, attempts...)
 }
 
 // passwordAttempts are the counters of one account, which need not exist (R38).
@@ -84,7 +88,7 @@ func (s *server) checkPassword(ctx context.Context, c caller, email, hash, passw
 
 // count raises counters and refuses when one is above its limit.
 func (s *server) count(ctx context.Context, attempts ...attempt) error {
-	if s.cfg.Throttle == "off" {
+	if s.cfg.Throttle == "off" || len(attempts) == 0 {
 		return nil
 	}
 	windows := make([]time.Duration, len(attempts))

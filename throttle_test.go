@@ -214,6 +214,7 @@ func TestThrottleSignedIn(t *testing.T) {
 		{emailChanges, request{method: "POST", path: "/v1/users/me/email", body: jsonBody("email", "new@example.com", "password", testPassword)}, 202},
 		{invitations, request{method: "POST", path: "/v1/organizations/" + org + "/invitations", body: jsonBody("email", "guest@example.com", "role", "member")}, 201},
 		{exports, request{path: "/v1/users/me/export"}, 200},
+		{foundings, request{method: "POST", path: "/v1/organizations", body: jsonBody("name", "Looms")}, 201},
 		{credentialCalls, request{method: "PUT", path: "/v1/users/me/password", body: jsonBody("current_password", "wrong", "new_password", "a new password 1")}, 422},
 		{credentialCalls, request{method: "POST", path: "/v1/users/me/email", body: jsonBody("email", "new@example.com", "password", "wrong")}, 422},
 		{credentialCalls, request{method: "POST", path: "/v1/auth/confirm-email", body: jsonBody("token", "none")}, 422},
