@@ -408,9 +408,7 @@ func TestRehash(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	m := s.newUser("ada@example.com", "user")
-	weak := argon2Params{memory: 64, time: 1, threads: 1}
-	salt := make([]byte, 16)
-	s.exec("update users set password_hash = $1", encodePHC(weak, salt, weak.key(testPassword, salt, 32)))
+	s.exec("update users set password_hash = $1", weakHash(testPassword))
 	s.signInAs(m.email, testPassword).want(200, "")
 	if hash := scalar[string](s, "select password_hash from users"); !strings.HasPrefix(hash, "$argon2id$v=19$m=19456,t=2,p=1$") {
 		t.Errorf("the hash is still %s", hash[:30])
@@ -423,9 +421,6 @@ func TestRehash(t *testing.T) {
 func TestRehashMeanwhile(t *testing.T) {
 	t.Parallel()
 	s := newQuietServer(t)
-	weak := argon2Params{memory: 64, time: 1, threads: 1}
-	salt := make([]byte, 16)
-	hashOf := func(password string) string { return encodePHC(weak, salt, weak.key(password, salt, 32)) }
 	replace := `with gone as (delete from users where email = $1) select pg_advisory_xact_lock(0)`
 	for i, tc := range []struct {
 		name   string
@@ -435,14 +430,14 @@ func TestRehashMeanwhile(t *testing.T) {
 		code   string
 	}{
 		{"another sign-in", "update users set password_hash = $2 where email = $1", testPasswordHash(), 200, ""},
-		{"another password", "update users set password_hash = $2 where email = $1", hashOf("another password"), 400, "invalid_grant"},
+		{"another password", "update users set password_hash = $2 where email = $1", weakHash("another password"), 400, "invalid_grant"},
 		{"deleted", replace, "", 400, "invalid_grant"},
 		{"deleted and made again", replace, testPasswordHash(), 400, "invalid_grant"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := s.in(t)
 			email := fmt.Sprint("ada", i, "@example.com")
-			if _, err := s.db.insertUser(t.Context(), newID(), email, "Ada", "user", hashOf(testPassword), true); err != nil {
+			if _, err := s.db.insertUser(t.Context(), newID(), email, "Ada", "user", weakHash(testPassword), true); err != nil {
 				t.Fatal(err)
 			}
 			args := []any{email}

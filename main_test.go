@@ -447,6 +447,12 @@ var testPasswordHash = sync.OnceValue(func() string {
 	return hash
 })
 
+// weakHash is a hash that costs next to nothing: to verify many at once, or to see it replaced.
+func weakHash(password string) string {
+	weak, salt := argon2Params{memory: 64, time: 1, threads: 1}, make([]byte, 16)
+	return encodePHC(weak, salt, weak.key(password, salt, 32))
+}
+
 // member is a signed-in user of a test.
 type member struct {
 	id, email, token, refresh string
