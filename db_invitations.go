@@ -75,16 +75,6 @@ func (d db) deleteInvitationByToken(ctx context.Context, hash []byte) (takenInvi
 		returning organization_id, email, role`, hash)
 }
 
-// insertInvitationMail is insertMail to an address that need not have an account.
-func (d db) insertInvitationMail(ctx context.Context, invitationID, email string) error {
-	return inOrder(d.lockMailCap(ctx, email, mailInvitation), d.exec(ctx, `
-		insert into mails (id, kind, recipient, invitation_id)
-		select $1, $2, $3, $4
-		where not exists (select 1 from mails m where m.invitation_id = $4 and m.created_at > now() - interval '1 minute')
-			and (select count(*) from mails m where m.recipient = $3 and m.kind = $2
-				and m.created_at > now() - interval '1 hour') < 5`, newID(), mailInvitation, email, invitationID))
-}
-
 // invitationMail is what the text of an invitation says.
 type invitationMail struct {
 	Organization string

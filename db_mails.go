@@ -16,61 +16,44 @@ type mailRow struct {
 	Age       time.Duration
 }
 
-// insertMail puts a mail to the owner of an address into the outbox, in the transaction that causes it. The address is
-// read from the user's row, never taken from the request (R65). More than one a minute or five an hour of a kind and
-// address are left out silently (R42). The caller holds a lock on the user.
-func (d db) insertMail(ctx context.Context, email, kind string) error {
-	return d.insertMailTo(ctx, email, kind, nil, nil)
+// newMail is a mail to be sent.
+type newMail struct {
+	kind       string
+	owner      string // address of the account that it is about
+	active     bool   // only if that account is not disabled
+	to         string // where it goes, if not to owner
+	session    *string
+	invitation *string
 }
 
-// insertMailTo is insertMail to another address, which stands for what the user is about to become; session is the
-// one that asks.
-func (d db) insertMailTo(ctx context.Context, email, kind string, recipient, session *string) error {
-	return inOrder(d.lockMailCap(ctx, *cmp.Or(recipient, &email), kind), d.exec(ctx, `
-		insert into mails (id, user_id, kind, recipient, session_id)
-		select $1, u.id, $3, coalesce($4, u.email), $5 from users u
-		where u.email = $2
-			and not exists (select 1 from mails m where m.recipient = coalesce($4, u.email) and m.kind = $3
-				and m.created_at > now() - interval '1 minute')
-			and (select count(*) from mails m where m.recipient = coalesce($4, u.email) and m.kind = $3
-				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind, recipient, session))
+// insertMail puts a mail into the outbox, in the transaction that causes it. A mail without an account or an invitation
+// is nobody's: it counts as sent, and costs the same (R37). More than one a minute or five an hour of a kind and address
+// are left out silently; renewing an invitation is not another one's minute (R42). Addresses are canonical here: to is
+// the very one of the account's row (R65). The caller holds a lock on the account.
+func (d db) insertMail(ctx context.Context, m newMail) error {
+	_, err := d.insertMailOf(ctx, m)
+	return err
 }
 
-// lockMailCap makes those who mail one kind to one address wait for each other until the transaction ends, so that
-// none counts past another (R42). It comes after the lock on the user.
-func (d db) lockMailCap(ctx context.Context, recipient, kind string) error {
-	return d.exec(ctx, `select pg_advisory_xact_lock(hashtextextended($1 || ' ' || $2, 0))`, kind, recipient)
-}
-
-// insertUnsentMail writes what insertMail would have, for an address without an account: as much work, as long, and
-// as limited, but nothing to send (R37).
-func (d db) insertUnsentMail(ctx context.Context, email, kind string) error {
-	return inOrder(d.lockMailCap(ctx, email, kind), d.exec(ctx, `
-		insert into mails (id, kind, recipient, sent_at)
-		select $1, $3, $2, now()
-		where not exists (select 1 from mails m where m.recipient = $2 and m.kind = $3
-				and m.created_at > now() - interval '1 minute')
-			and (select count(*) from mails m where m.recipient = $2 and m.kind = $3
-				and m.created_at > now() - interval '1 hour') < 5`, newID(), email, kind))
-}
-
-// insertMailIfKnown is insertMail for an address that may have no active account: the mail is then nobody's and counts as
-// sent. It is one statement either way, so that its time does not tell (R37). It returns the owner, nil for nobody.
-func (d db) insertMailIfKnown(ctx context.Context, email, kind string) (owner *string, err error) {
-	if err := d.lockMailCap(ctx, email, kind); err != nil {
+// insertMailOf is insertMail without a lock on the account; it returns whose the mail is, nil for nobody's.
+func (d db) insertMailOf(ctx context.Context, m newMail) (owner *string, err error) {
+	m.to = cmp.Or(m.to, m.owner)
+	// Those who mail one kind to one address wait for each other, so that none counts past another. It comes after the
+	// lock on the account.
+	if err := d.exec(ctx, `select pg_advisory_xact_lock(hashtextextended($1 || ' ' || $2, 0))`, m.kind, m.to); err != nil {
 		return nil, err
 	}
 	err = d.q.QueryRow(ctx, `
-		with owner as (select id, email from users where email = $2 and not disabled),
+		with owner as (select id from users where email = $3 and not (disabled and $4)),
 		mail as (
-			insert into mails (id, user_id, kind, recipient, sent_at)
-			select $1, owner.id, $3, coalesce(owner.email, $2), case when owner.id is null then now() end
+			insert into mails (id, kind, user_id, recipient, session_id, invitation_id, sent_at)
+			select $1, $2, owner.id, $5, $6, $7, case when owner.id is null and $7::uuid is null then now() end
 			from (select) as asked left join owner on true
-			where not exists (select 1 from mails m where m.recipient = $2 and m.kind = $3
-					and m.created_at > now() - interval '1 minute')
-				and (select count(*) from mails m where m.recipient = $2 and m.kind = $3
+			where not exists (select from mails m where m.recipient = $5 and m.kind = $2
+					and m.invitation_id is not distinct from $7 and m.created_at > now() - interval '1 minute')
+				and (select count(*) from mails m where m.recipient = $5 and m.kind = $2
 					and m.created_at > now() - interval '1 hour') < 5)
-		select (select id from owner)`, newID(), email, kind).Scan(&owner)
+		select (select id from owner)`, newID(), m.kind, m.owner, m.active, m.to, m.session, m.invitation).Scan(&owner)
 	return owner, err
 }
 

@@ -181,5 +181,5 @@ func (d db) emailTaken(ctx context.Context, email string) (taken bool, err error
 // endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
 func (d db) endAccess(ctx context.Context, email, userID string, except *string) error {
 	return inOrder(d.deleteSessions(ctx, userID, except), d.voidMailTokens(ctx, userID),
-		d.insertMail(ctx, email, mailPasswordChanged))
+		d.insertMail(ctx, newMail{kind: mailPasswordChanged, owner: email}))
 }

@@ -44,7 +44,7 @@ func (s *server) createUser(ctx context.Context, c caller, in createUserInput) (
 			return err
 		}
 		if hash == "" {
-			if err := tx.insertMail(ctx, in.Email, mailSetPassword); err != nil {
+			if err := tx.insertMail(ctx, newMail{kind: mailSetPassword, owner: in.Email}); err != nil {
 				return err
 			}
 		}

@@ -31,7 +31,7 @@ func (s *server) register(ctx context.Context, c caller, in registerInput) (acce
 		if id == "" {
 			kind, action = mailAccountExists, "user.registered_again"
 		}
-		return inOrder(tx.audit(ctx, c, action, nil, nonEmpty(id), nil), tx.insertMail(ctx, in.Email, kind))
+		return inOrder(tx.audit(ctx, c, action, nil, nonEmpty(id), nil), tx.insertMail(ctx, newMail{kind: kind, owner: in.Email}))
 	})
 	s.wakeSender()
 	return accepted{"We have sent a mail to this address. The link in it completes the registration."}, err

@@ -41,7 +41,7 @@ func (s *server) createInvitation(ctx context.Context, c caller, in createInvita
 		if i, err = tx.upsertInvitation(ctx, newID(), in.OrganizationID, in.Email, in.Role, c.user.ID, s.cfg.InvitationTTL); err != nil {
 			return err
 		}
-		return inOrder(tx.insertInvitationMail(ctx, i.ID, in.Email),
+		return inOrder(tx.insertMail(ctx, newMail{kind: mailInvitation, to: in.Email, invitation: &i.ID}),
 			tx.audit(ctx, c, "invitation.created", &in.OrganizationID, &i.ID, map[string]any{"role": in.Role}))
 	})
 	s.wakeSender()

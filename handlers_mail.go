@@ -65,7 +65,7 @@ type forgotPasswordInput struct {
 // forgotPassword mails a link to choose a new password. Answer and work are the same whoever asks about whomever (R37).
 func (s *server) forgotPassword(ctx context.Context, c caller, in forgotPasswordInput) (accepted, error) {
 	err := s.db.inTx(ctx, func(tx db) error {
-		owner, err := tx.insertMailIfKnown(ctx, in.Email, mailResetPassword)
+		owner, err := tx.insertMailOf(ctx, newMail{kind: mailResetPassword, owner: in.Email, active: true})
 		if owner == nil {
 			c.ip = netip.Addr{} // it would outlive an account that this address gets later
 		}
@@ -126,13 +126,12 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		if err != nil {
 			return err
 		}
+		change := newMail{kind: mailChangeEmail, owner: account.Email, to: in.Email, session: &c.session}
 		if taken {
-			err = tx.insertUnsentMail(ctx, in.Email, mailChangeEmail)
-		} else {
-			err = tx.insertMailTo(ctx, account.Email, mailChangeEmail, &in.Email, &c.session)
+			change.owner = "" // nobody's: it is not sent
 		}
-		return inOrder(err, tx.audit(ctx, c, "email.change_requested", nil, &account.ID, nil),
-			tx.insertMail(ctx, account.Email, mailChangeEmailNotice))
+		return inOrder(tx.insertMail(ctx, change), tx.audit(ctx, c, "email.change_requested", nil, &account.ID, nil),
+			tx.insertMail(ctx, newMail{kind: mailChangeEmailNotice, owner: account.Email}))
 	})
 	s.wakeSender()
 	return accepted{"We have sent a mail to the new address. The link in it completes the change."}, err
