@@ -406,7 +406,7 @@ func TestKeyRotation(t *testing.T) {
 // R31: a hash weaker than today's is replaced when its password is typed.
 func TestRehash(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newTestServer(t).fullCost()
 	m := s.newUser("ada@example.com", "user")
 	s.exec("update users set password_hash = $1", weakHash(testPassword))
 	s.signInAs(m.email, testPassword).want(200, "")

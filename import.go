@@ -62,7 +62,7 @@ var errBadLines = errors.New("some lines were not imported")
 // are left alone, so that an import that was cut short is finished by running it again. Bad lines are named and left
 // out; with --atomic nothing goes in unless all do.
 func runImport(ctx context.Context, args []string, lookup envconfig.Lookuper, out io.Writer) error {
-	im := &importer{rules: newRules(newPasswords(8)), out: out}
+	im := &importer{rules: newRules(newPasswords(8, currentParams)), out: out}
 	var file string
 	for _, arg := range args {
 		switch {

@@ -75,7 +75,7 @@ func withField(field string, value any) func(map[string]any) {
 // What a file may look like, and that every field arrives; then the same file again.
 func TestImport(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newTestServer(t).fullCost()
 	known := s.newUser("known@example.com", "user")
 	before := scalar[string](s, "select users::text from users")
 	content := importLine("Ada@Example.com", withField("name", "  Ame\u0301lie "), withField("created_at", "2001-02-03T04:05:06+02:00"), withField("password_hash", foreignHashes["Django"])) +
@@ -297,7 +297,7 @@ func TestImportBatches(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	im := &importer{q: conn, rules: newRules(newPasswords(8)), out: &out}
+	im := &importer{q: conn, rules: newRules(newPasswords(8, currentParams)), out: &out}
 	if err := im.run(t.Context(), file); err != nil || im.added != 1 || im.known != 2*importBatch+4 {
 		t.Errorf("%v: %d added, %d known", err, im.added, im.known)
 	}

@@ -130,7 +130,7 @@ type generator struct {
 }
 
 func newDocument() object {
-	g := &generator{rules: newRules(newPasswords(12)), schemas: object{}}
+	g := &generator{rules: newRules(newPasswords(12, currentParams)), schemas: object{}}
 	paths := object{}
 	// Registration answers differently by configuration; the document shows both.
 	for _, verification := range []bool{true, false} {

@@ -48,13 +48,13 @@ type passwords struct {
 	waiting   atomic.Int64 // for a place in the gate, now
 	refused   atomic.Int64 // since the start, because the gate stayed full
 	minLength int
-	dummy     string // verified for unknown addresses, so that they take the same time (R35)
+	cost      argon2Params // of new hashes; what is stored with another one is hashed anew
+	dummy     string       // verified for unknown addresses, so that they take the same time (R35)
 }
 
-func newPasswords(minLength int) *passwords {
-	p := &passwords{gate: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)), minLength: minLength}
-	p.dummy = encodePHC(currentParams, make([]byte, 16), make([]byte, 32))
-	return p
+func newPasswords(minLength int, cost argon2Params) *passwords {
+	return &passwords{gate: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)), minLength: minLength, cost: cost,
+		dummy: encodePHC(cost, make([]byte, 16), make([]byte, 32))}
 }
 
 // hash returns the PHC string of password, or errOverloaded when the gate stays full for gateWait.
@@ -66,7 +66,7 @@ func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 	defer leave()
 	salt := make([]byte, 16)
 	rand.Read(salt)
-	return encodePHC(currentParams, salt, currentParams.key(password, salt, 32)), nil
+	return encodePHC(p.cost, salt, p.cost.key(password, salt, 32)), nil
 }
 
 // verify compares password with a stored PHC string; weak says that it should be hashed anew. An empty string stands
@@ -83,7 +83,7 @@ func (p *passwords) verify(ctx context.Context, phc, password string) (ok, weak 
 		return false, false, err
 	}
 	defer leave()
-	return stored.matches(password) && readable, !stored.current, nil
+	return stored.matches(password) && readable, stored.cost != p.cost, nil
 }
 
 // enter waits for a place in the gate.
@@ -104,8 +104,9 @@ func (p *passwords) enter(ctx context.Context) (leave func(), err error) {
 // collectHash frees the megabytes that a hash used, or those of the next ones would pile up on them until the heap is
 // five times what lives in it (R32). Where far more lives, they do not matter, and looking through it costs more.
 func collectHash() {
-	live := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	if runtimemetrics.Read(live); live[0].Value.Uint64() < 64<<20 {
+	heap := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}
+	runtimemetrics.Read(heap)
+	if live, all := heap[0].Value.Uint64(), heap[1].Value.Uint64(); live < 64<<20 && all > live+16<<20 {
 		runtime.GC()
 	}
 }

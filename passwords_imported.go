@@ -28,7 +28,7 @@ const (
 // storedHash is a hash that was parsed and found affordable.
 type storedHash struct {
 	matches func(password string) bool
-	current bool // made with today's parameters
+	cost    argon2Params // of Argon2id; zero for the others
 }
 
 var errHashKind = errors.New("is of an unknown kind: Argon2, bcrypt, scrypt (PHC) or Django pbkdf2_sha256")
@@ -74,9 +74,13 @@ func parseArgon2(phc string) (storedHash, error) {
 	if f[1] == "argon2i" {
 		derive = argon2.Key
 	}
-	return storedHash{func(password string) bool {
+	stored := storedHash{matches: func(password string) bool {
 		return equal(derive([]byte(password), salt, a.time, a.memory, a.threads, uint32(len(want))), want) // #nosec G115 -- below maxHashBytes
-	}, f[1] == "argon2id" && a == currentParams}, nil
+	}}
+	if f[1] == "argon2id" {
+		stored.cost = a
+	}
+	return stored, nil
 }
 
 var bcryptPattern = regexp.MustCompile(`^\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}$`)
@@ -89,11 +93,11 @@ func parseBcrypt(hash string) (storedHash, error) {
 	if cost > maxBcryptCost {
 		return storedHash{}, fmt.Errorf("has a bcrypt cost above %d", maxBcryptCost)
 	}
-	return storedHash{func(password string) bool {
+	return storedHash{matches: func(password string) bool {
 		// bcrypt reads 72 bytes, here as in the system that made the hash; the one that replaces it reads all.
 		b := []byte(password)
 		return bcrypt.CompareHashAndPassword([]byte(hash), b[:min(len(b), 72)]) == nil
-	}, false}, nil
+	}}, nil
 }
 
 // parseScrypt reads $scrypt$ln=16,r=8,p=1$salt$hash.
@@ -114,10 +118,10 @@ func parseScrypt(phc string) (storedHash, error) {
 	if err != nil {
 		return storedHash{}, err
 	}
-	return storedHash{func(password string) bool {
+	return storedHash{matches: func(password string) bool {
 		got, err := scrypt.Key([]byte(password), salt, 1<<ln, r, p, len(want))
 		return err == nil && equal(got, want)
-	}, false}, nil
+	}}, nil
 }
 
 // parseDjango reads pbkdf2_sha256$iterations$salt$hash, where the salt is text.
@@ -134,10 +138,10 @@ func parseDjango(hash string) (storedHash, error) {
 	if err != nil || len(want) != sha256.Size {
 		return storedHash{}, errors.New("is not a whole pbkdf2_sha256 hash")
 	}
-	return storedHash{func(password string) bool {
+	return storedHash{matches: func(password string) bool {
 		got, err := pbkdf2.Key(sha256.New, password, []byte(f[2]), iterations, len(want))
 		return err == nil && equal(got, want)
-	}, false}, nil
+	}}, nil
 }
 
 func saltAndHash(encodedSalt, encodedHash string) (salt, hash []byte, err error) {

@@ -39,7 +39,7 @@ var foreignHashes = map[string]string{
 // R31: what another implementation hashed signs in and is upgraded; a wrong password neither.
 func TestForeignPasswordHashes(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newTestServer(t).fullCost()
 	m := s.newUser("ada@example.com", "user")
 	for name, hash := range foreignHashes {
 		t.Run(name, func(t *testing.T) {
@@ -75,7 +75,7 @@ func TestLongPasswordHashedByBcrypt(t *testing.T) {
 // No hash costs more than its ceiling: neither a row of the database nor a line of an import.
 func TestHashCeilings(t *testing.T) {
 	t.Parallel()
-	im := &importer{rules: newRules(newPasswords(8))}
+	im := &importer{rules: newRules(newPasswords(8, currentParams))}
 	argon2, scrypt := "$%s$v=19$m=%d,t=%d,p=%d$c29tZXNhbHQxMjM0NTY3OA$bH+kGuewDq9DAPjDN5OGN0CeLFEXtpnENjq2nGPqNYs",
 		"$scrypt$ln=%d,r=%d,p=%d$AAECAwQFBgcICQoLDA0ODw$hKGWL22WtdGfIbxEPAZ06BS2bWyYKuZIKvypfAlYOWk"
 	for _, tc := range []struct {
@@ -118,7 +118,7 @@ func TestHashCeilings(t *testing.T) {
 // product's name with digits around them; a passphrase that holds any of them is not.
 func TestCommonPasswords(t *testing.T) {
 	t.Parallel()
-	p := newPasswords(8)
+	p := newPasswords(8, currentParams)
 	long := 0
 	for line := range strings.Lines(commonPasswords()) {
 		if len(line) > 12 {
@@ -173,12 +173,15 @@ func TestCommonPasswordsEverywhere(t *testing.T) {
 // R31: a salt of its own for every hash, so that equal passwords do not show and no table of hashes fits two of them.
 func TestHashesAreSalted(t *testing.T) {
 	t.Parallel()
-	p := newPasswords(12)
+	p := newPasswords(12, currentParams)
 	salts := map[string]bool{}
 	for range 3 {
 		hash, err := p.hash(t.Context(), testPassword)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if !strings.HasPrefix(hash, "$argon2id$v=19$m=19456,t=2,p=1$") {
+			t.Errorf("hashed by %s", hash[:30])
 		}
 		salt, err := base64.RawStdEncoding.DecodeString(strings.Split(hash, "$")[4])
 		if err != nil || len(salt) != 16 || bytes.Equal(salt, make([]byte, 16)) || salts[string(salt)] {
@@ -280,8 +283,8 @@ func TestUnreadableStoredHash(t *testing.T) {
 // R35: an account that does not exist costs as much as one that does, and matches nothing. Not parallel: it counts what
 // is allocated, which for Argon2id is the work.
 func TestDummyPasswordHash(t *testing.T) {
-	p := newPasswords(12)
-	if stored, err := parseHash(p.dummy); err != nil || !stored.current {
+	p := newPasswords(12, currentParams)
+	if stored, err := parseHash(p.dummy); err != nil || stored.cost != currentParams {
 		t.Fatal("the dummy is not of today's cost:", err)
 	}
 	for _, password := range []string{"", testPassword, p.dummy} {
@@ -301,7 +304,7 @@ func TestDummyPasswordHash(t *testing.T) {
 // R32: never more at work than the gate has places, whoever hurries; who is refused or gives up takes no place.
 func TestPasswordGate(t *testing.T) {
 	t.Parallel()
-	p := newPasswords(12)
+	p := newPasswords(12, currentParams)
 	var inside, most atomic.Int32
 	entered := together(10*cap(p.gate), func(int) bool {
 		leave, err := p.enter(t.Context())
