@@ -81,10 +81,11 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 		var present bool
 		switch f.source {
 		case "path":
-			if text = r.PathValue(f.name); !isUUID(text) {
+			value, code, _ := s.rules[f.rule].check(r.PathValue(f.name))
+			if code != "" {
 				return errNotFound
 			}
-			target.SetString(text)
+			target.SetString(value)
 			continue
 		case "header":
 			target.Set(reflect.ValueOf(parseIfMatch(strings.Join(r.Header.Values(f.name), ","))))

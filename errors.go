@@ -226,9 +226,13 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, body any) 
 	if err != nil {
 		panic(err) // our own types always marshal
 	}
+	write(w, status, contentType, b)
+}
+
+func write(w http.ResponseWriter, status int, contentType string, body []byte) {
 	header := w.Header()
 	header.Set("Content-Type", contentType)
-	header.Set("Content-Length", strconv.Itoa(len(b)))
+	header.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
-	_, _ = w.Write(b) // a client that has gone misses it
+	_, _ = w.Write(body) // a client that has gone misses it
 }

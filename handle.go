@@ -19,12 +19,17 @@ type endpoint struct {
 	limits    []limit
 	// call decodes the input, runs the handler and returns its value. ctx is the handler's.
 	call func(ctx context.Context, s *server, r *http.Request, c caller) (any, error)
-	// raw endpoints write the response themselves: pages and files.
-	raw http.HandlerFunc
 }
 
 // none is the output of a call that has nothing to say: 204.
 type none struct{}
+
+// file is an output that is not JSON.
+type file struct {
+	contentType string
+	policy      string // Content-Security-Policy; empty for the one of every response
+	content     []byte
+}
 
 // handle turns a handler into an endpoint, which counts every readable call against limits. The compiler ties the
 // documented types to the code.
@@ -44,9 +49,6 @@ func handle[In, Out any](h func(context.Context, caller, In) (Out, error), limit
 		}}
 }
 
-// raw makes an endpoint of a handler that writes its own response.
-func raw(h http.HandlerFunc) endpoint { return endpoint{operation: nameOf(h), raw: h} }
-
 // nameOf returns createUser for the method value s.createUser.
 func nameOf(method any) string {
 	name := runtime.FuncForPC(reflect.ValueOf(method).Pointer()).Name() // main.(*server).createUser-fm
@@ -64,7 +66,7 @@ func cursorScope(r *http.Request, c caller) string {
 // serve runs one row of the route table: who is calling, may they, what do they want, do it, answer.
 func (s *server) serve(rt route) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
-		w := rw.(*response)
+		w := rw.(*muxWriter).response
 		// A client that hangs up does not cancel its queries: a cancelled query costs PostgreSQL a connection, a
 		// finished one nothing (R87).
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)
@@ -75,14 +77,6 @@ func (s *server) serve(rt route) http.HandlerFunc {
 			return
 		}
 		w.userID = c.user.ID
-		if rt.raw != nil {
-			if _, err := parseQuery(r.URL.RawQuery, nil); err != nil {
-				s.writeError(w, r, err)
-				return
-			}
-			rt.raw(w, r)
-			return
-		}
 		out, err := rt.call(ctx, s, r, c)
 		if err != nil {
 			s.writeError(w, r, err)
@@ -114,11 +108,18 @@ func (s *server) answer(w *response, r *http.Request, c caller, status int, out 
 			header.Set("Link", "<"+s.cfg.PublicURL+r.URL.EscapedPath()+"?"+query.Encode()+`>; rel="next"`)
 		}
 	}
-	if _, nothing := out.(none); nothing {
+	switch out := out.(type) {
+	case none:
 		w.WriteHeader(status)
-		return
+	case file:
+		if out.policy != "" {
+			header.Set("Content-Security-Policy", out.policy)
+		}
+		// Whole: http.ServeContent answers a bad Range or If-Match in a way of its own (R05).
+		write(w, status, out.contentType, out.content)
+	default:
+		writeJSON(w, status, "application/json", out)
 	}
-	writeJSON(w, status, "application/json", out)
 }
 
 // etagListed compares weakly, as If-None-Match asks (RFC 9110 section 13.1.2).

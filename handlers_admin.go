@@ -55,7 +55,7 @@ func (s *server) createUser(ctx context.Context, c caller, in createUserInput) (
 }
 
 type userInput struct {
-	UserID string `path:"user_id"`
+	UserID string `path:"user_id" is:"uuid"`
 }
 
 func (s *server) readUser(ctx context.Context, _ caller, in userInput) (user, error) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -840,7 +841,7 @@ func TestResponseKeys(t *testing.T) {
 		"readReadiness":               s.get("/readyz", ""),
 	}
 	for _, rt := range append(s.routes(), unverified.routes()...) {
-		if a, called := answers[rt.operation]; rt.raw == nil && rt.status != 204 && (!called || a.status != rt.status) {
+		if a, called := answers[rt.operation]; rt.out != reflect.TypeFor[file]() && rt.status != 204 && (!called || a.status != rt.status) {
 			t.Errorf("%s: %d %s", rt.operation, a.status, a.body)
 		}
 	}

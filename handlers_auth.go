@@ -282,8 +282,6 @@ type serverMetadata struct {
 	ServiceDocumentation              string   `json:"service_documentation"`
 }
 
-func (serverMetadata) cacheControl() string { return "public, max-age=300" }
-
 func (s *server) readMetadata(context.Context, caller, none) (serverMetadata, error) {
 	return serverMetadata{
 		Issuer:                            s.cfg.PublicURL,

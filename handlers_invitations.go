@@ -60,7 +60,7 @@ func (s *server) listInvitations(ctx context.Context, _ caller, in listInvitatio
 
 type deleteInvitationInput struct {
 	organizationInput
-	InvitationID string `path:"invitation_id"`
+	InvitationID string `path:"invitation_id" is:"uuid"`
 }
 
 // deleteInvitation withdraws an invitation to a role below the caller's own; owners withdraw any (R72).

@@ -88,7 +88,7 @@ func (s *server) listOrganizations(ctx context.Context, c caller, in listOrganiz
 }
 
 type organizationInput struct {
-	OrganizationID string `path:"organization_id"`
+	OrganizationID string `path:"organization_id" is:"uuid"`
 }
 
 func (s *server) readOrganization(ctx context.Context, _ caller, in organizationInput) (organization, error) {
@@ -163,7 +163,7 @@ func (s *server) createMembership(ctx context.Context, c caller, in createMember
 
 type membershipInput struct {
 	organizationInput
-	UserID  string   `path:"user_id"`
+	UserID  string   `path:"user_id" is:"uuid"`
 	IfMatch versions `header:"If-Match"`
 }
 

@@ -140,7 +140,7 @@ func (s *server) deleteOtherSessions(ctx context.Context, c caller, _ none) (non
 }
 
 type deleteSessionInput struct {
-	SessionID string `path:"session_id"`
+	SessionID string `path:"session_id" is:"uuid"`
 }
 
 func (s *server) deleteSession(ctx context.Context, c caller, in deleteSessionInput) (none, error) {

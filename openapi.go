@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
-	"net/http"
 	"path"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,36 +26,28 @@ var docsHTML []byte
 //go:embed docs.js
 var docsJS []byte
 
-const (
-	docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; " +
-		"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-	oneDay = "public, max-age=86400"
-)
+const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; " +
+	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-func (s *server) readOpenAPI(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Cache-Control", "public, max-age=300")
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(openapiJSON)
+func (s *server) readOpenAPI(context.Context, caller, none) (file, error) {
+	return file{"application/json", "", openapiJSON}, nil
 }
 
-func (s *server) readDocs(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Security-Policy", docsPolicy)
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	_, _ = w.Write(docsHTML)
+func (s *server) readDocs(context.Context, caller, none) (file, error) {
+	return file{"text/html; charset=utf-8", docsPolicy, docsHTML}, nil
+}
+
+type readDocsFileInput struct {
+	File string `path:"file" is:"text"`
 }
 
 // readDocsFile serves Swagger UI, which is embedded compressed, and the script that starts it.
-func (s *server) readDocsFile(w http.ResponseWriter, r *http.Request) {
-	name := r.PathValue("file")
-	content, err := docsFile(name)
+func (s *server) readDocsFile(_ context.Context, _ caller, in readDocsFileInput) (file, error) {
+	content, err := docsFile(in.File)
 	if err != nil {
-		s.writeError(w.(*response), r, errNotFound)
-		return
+		return file{}, errNotFound // no other error: what is embedded can be read
 	}
-	w.Header().Set("Cache-Control", oneDay)
-	w.Header().Set("Content-Type", mime.TypeByExtension(path.Ext(name)))
-	w.Header().Set("Content-Length", strconv.Itoa(len(content)))
-	_, _ = w.Write(content) // whole: http.ServeContent answers a bad Range or If-Match in a way of its own (R05)
+	return file{mime.TypeByExtension(path.Ext(in.File)), "", content}, nil
 }
 
 func docsFile(name string) ([]byte, error) {

@@ -213,11 +213,8 @@ func (g *generator) operation(rt route, path string) object {
 	code := strconv.Itoa(rt.status)
 	var parameters []any
 	switch {
-	case rt.raw != nil:
+	case rt.out == reflect.TypeFor[file]():
 		responses[code] = object{"description": status, "content": object{"*/*": object{}}}
-		if strings.Contains(path, "{file}") {
-			parameters = append(parameters, object{"name": "file", "in": "path", "required": true, "schema": object{"type": "string"}})
-		}
 	case rt.out == reflect.TypeFor[none]() || rt.out == reflect.TypeFor[revoked]():
 		responses[code] = object{"description": status}
 		if rt.out == reflect.TypeFor[revoked]() {
@@ -234,12 +231,10 @@ func (g *generator) operation(rt route, path string) object {
 		}
 		responses[code] = success
 	}
-	if rt.in != nil {
-		more, body := g.input(inputFields(rt.in), rt.in)
-		parameters = append(parameters, more...)
-		if body != nil {
-			op["requestBody"] = body
-		}
+	more, body := g.input(inputFields(rt.in), rt.in)
+	parameters = append(parameters, more...)
+	if body != nil {
+		op["requestBody"] = body
 	}
 	if parameters != nil {
 		op["parameters"] = parameters
@@ -290,7 +285,7 @@ func (g *generator) input(fields []inputField, t reflect.Type) (parameters []any
 		schema := g.text(t.FieldByIndex(f.index).Type, f.rule)
 		switch f.source {
 		case "path":
-			parameters = append(parameters, object{"name": f.name, "in": "path", "required": true, "schema": g.text(reflect.TypeFor[string](), "uuid")})
+			parameters = append(parameters, object{"name": f.name, "in": "path", "required": true, "schema": schema})
 		case "header":
 			parameters = append(parameters, object{"name": f.name, "in": "header", "schema": object{"type": "string"}})
 		case "query":

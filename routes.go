@@ -68,9 +68,9 @@ func (s *server) routes() []route {
 		// Around the API
 		{"GET /.well-known/jwks.json", public, 200, handle(s.readJWKS), "The public keys of access tokens (RFC 7517)"},
 		{"GET /.well-known/oauth-authorization-server", public, 200, handle(s.readMetadata), "Authorization server metadata (RFC 8414)"},
-		{"GET /openapi.json", public, 200, raw(s.readOpenAPI), "This document"},
-		{"GET /docs", public, 200, raw(s.readDocs), "This document, to read and try"},
-		{"GET /docs/{file}", public, 200, raw(s.readDocsFile), "What the docs page is made of"},
+		{"GET /openapi.json", public, 200, handle(s.readOpenAPI), "This document"},
+		{"GET /docs", public, 200, handle(s.readDocs), "This document, to read and try"},
+		{"GET /docs/{file}", public, 200, handle(s.readDocsFile), "What the docs page is made of"},
 		{"GET /healthz", public, 200, handle(s.readHealth), "Whether the process is alive"},
 		{"GET /readyz", public, 200, handle(s.readReadiness), "Whether this replica takes requests"},
 	}

@@ -258,31 +258,30 @@ func (s *server) route() http.Handler {
 			s.writeError(w, r, errNotFound)
 			return
 		}
-		handler, pattern := s.mux.Handler(r)
-		if pattern != "" {
-			s.mux.ServeHTTP(w, r)
-			return
-		}
-		refusal := &refusalRecorder{header: http.Header{}}
-		handler.ServeHTTP(refusal, r)
-		if refusal.status == http.StatusMethodNotAllowed {
-			w.Header().Set("Allow", refusal.header.Get("Allow"))
+		mw := &muxWriter{response: w, header: http.Header{}}
+		s.mux.ServeHTTP(mw, r)
+		switch mw.refusal {
+		case 0: // a row has answered
+		case http.StatusMethodNotAllowed:
+			w.Header().Set("Allow", mw.header.Get("Allow"))
 			s.writeError(w, r, errMethod)
-			return
+		default:
+			s.writeError(w, r, errNotFound)
 		}
-		s.writeError(w, r, errNotFound)
 	})
 }
 
-// refusalRecorder learns whether ServeMux refused the path or the method.
-type refusalRecorder struct {
-	header http.Header
-	status int
+// muxWriter carries the response through ServeMux to the row of the route table. What ServeMux itself writes is a
+// refusal, and goes no further.
+type muxWriter struct {
+	response *response
+	header   http.Header
+	refusal  int
 }
 
-func (w *refusalRecorder) Header() http.Header         { return w.header }
-func (w *refusalRecorder) WriteHeader(status int)      { w.status = status }
-func (w *refusalRecorder) Write(b []byte) (int, error) { return len(b), nil }
+func (w *muxWriter) Header() http.Header         { return w.header }
+func (w *muxWriter) WriteHeader(status int)      { w.refusal = status }
+func (w *muxWriter) Write(b []byte) (int, error) { return len(b), nil }
 
 const (
 	shutdownTimeout = 20 * time.Second // for the requests under way
