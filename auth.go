@@ -137,9 +137,12 @@ func bearerToken(header http.Header) (string, error) {
 	if len(values) == 0 {
 		return "", errNoToken
 	}
-	scheme, token, ok := strings.Cut(values[0], " ")
-	if len(values) != 1 || !ok || !strings.EqualFold(scheme, "Bearer") {
+	scheme, token, _ := strings.Cut(values[0], " ")
+	switch {
+	case len(values) != 1:
 		return "", errInvalidToken
+	case !strings.EqualFold(scheme, "Bearer"):
+		return "", errNoToken // section 3.1: whoever tries another scheme is told of this one
 	}
 	return token, nil
 }

@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"os"
 	"reflect"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -30,7 +29,7 @@ type config struct {
 	AppURL            string         `env:"APP_URL"`
 	ListenAddr        string         `env:"LISTEN_ADDR, default=:8080"`
 	OpsAddr           string         `env:"OPS_ADDR, default=127.0.0.1:9090"`
-	DBMaxConns        int32          `env:"DB_MAX_CONNS"`
+	DBMaxConns        int32          `env:"DB_MAX_CONNS, default=16"`
 	AccessTokenTTL    time.Duration  `env:"ACCESS_TOKEN_TTL, default=15m"`
 	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h"`
 	RefreshMaxTTL     time.Duration  `env:"REFRESH_MAX_TTL, default=2160h"`
@@ -142,13 +141,13 @@ func (cfg *config) check(p *problems) {
 		p.add("APP_URL", "%v", err)
 	}
 	for name, addr := range map[string]string{"LISTEN_ADDR": cfg.ListenAddr, "OPS_ADDR": cfg.OpsAddr} {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
+		_, port, err := net.SplitHostPort(addr)
+		if err == nil {
+			_, err = net.LookupPort("tcp", port)
+		}
+		if err != nil {
 			p.add(name, "is not host:port")
 		}
-	}
-	if cfg.DBMaxConns == 0 {
-		// Reads want few connections, commits many (group commit): 16 serves both on a small machine.
-		cfg.DBMaxConns = int32(min(max(16, 4*runtime.GOMAXPROCS(0)), 1000))
 	}
 	if cfg.DBMaxConns < 1 || cfg.DBMaxConns > 1000 {
 		p.add("DB_MAX_CONNS", "must be between 1 and 1000")
@@ -172,8 +171,11 @@ func (cfg *config) check(p *problems) {
 			p.add(d.name, "must be between %v and %v", d.min, d.max)
 		}
 	}
-	if _, err := newCORS(cfg.CORSOrigins); err != nil {
+	if _, err := newCORS(cfg.CORSOrigins); err != nil || strings.Contains(strings.Join(cfg.CORSOrigins, ""), "*") {
 		p.add("CORS_ORIGINS", "is not a list of origins such as https://app.example.com")
+	}
+	if slices.ContainsFunc(cfg.TrustedProxies, func(n netip.Prefix) bool { return n.Bits() == 0 }) {
+		p.add("TRUSTED_PROXIES", "must not be everybody: clients would choose their own address")
 	}
 	if cfg.PasswordMinLength < 8 || cfg.PasswordMinLength > 64 {
 		p.add("PASSWORD_MIN_LENGTH", "must be between 8 and 64")
@@ -243,16 +245,17 @@ func decodeSecrets(ring string) ([][]byte, error) {
 	return secrets, nil
 }
 
-// weakSecret tells text and repetition from random bytes. 32 random bytes hold fewer than 16 distinct values, or
-// printable characters only, about once in 10^13 times.
+// weakSecret tells text, repetition and counting from random bytes. 32 random bytes hold fewer than 16 distinct values or
+// steps, or printable characters only, about once in 10^13 times.
 func weakSecret(secret []byte) bool {
-	distinct := map[byte]bool{}
+	distinct, steps := map[byte]bool{}, map[byte]bool{}
 	text := true
-	for _, b := range secret {
+	for i, b := range secret {
 		distinct[b] = true
+		steps[b-secret[max(i-1, 0)]] = true
 		text = text && b >= ' ' && b <= '~'
 	}
-	return text || len(distinct) < 16
+	return text || len(distinct) < 16 || len(steps) < 16
 }
 
 // fileLookuper answers NAME from the file that NAME_FILE names, the way container secrets are mounted.

@@ -21,7 +21,7 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 	t.Parallel()
 	bad := map[string]string{
 		"DATABASE_URL": "mysql://user:hunter2@host", "SECRET_KEYS": "hunter2", "PUBLIC_URL": "http://hunter2.example", "APP_URL": "https://a/hunter2",
-		"LISTEN_ADDR": "hunter2", "OPS_ADDR": "hunter2", "DB_MAX_CONNS": "hunter2", "ACCESS_TOKEN_TTL": "hunter2", "REFRESH_IDLE_TTL": "-1h", "REFRESH_MAX_TTL": "hunter2",
+		"LISTEN_ADDR": "hunter2", "OPS_ADDR": "127.0.0.1:99999", "DB_MAX_CONNS": "hunter2", "ACCESS_TOKEN_TTL": "hunter2", "REFRESH_IDLE_TTL": "-1h", "REFRESH_MAX_TTL": "hunter2",
 		"REFRESH_GRACE": "1000h", "SIGNUP_ENABLED": "hunter2", "EMAIL_VERIFICATION": "hunter2", "TRUSTED_PROXIES": "hunter2",
 		"PASSWORD_MIN_LENGTH": "7", "VERIFY_TTL": "0s", "MAIL_FROM": "hunter2", "DRAIN_DELAY": "hunter2", "LOG_LEVEL": "hunter2", "LOG_FORMAT": "hunter2",
 		"CORS_ORIGINS": "hunter2", "THROTTLE": "hunter2",
@@ -53,7 +53,7 @@ func TestWeakSecrets(t *testing.T) {
 	secret := newSecret()
 	for name, ring := range map[string]string{
 		"short": b64([]byte("0123456789abcdefghijklmnopqrstu")), "text": b64([]byte("change-me-change-me-change-me-please")),
-		"zeros": b64(make([]byte, 32)), "not base64": "????", "twice": secret + "," + secret, "an empty entry": secret + ",",
+		"zeros": b64(make([]byte, 32)), "counting": b64([]byte("\x01\x04\x07\x0a\x0d\x10\x13\x16\x19\x1c\x1f\x22\x25\x28\x2b\x2e\x31\x34\x37\x3a\x3d\x40\x43\x46\x49\x4c\x4f\x52\x55\x58\x5b\x5e")), "not base64": "????", "twice": secret + "," + secret, "an empty entry": secret + ",",
 		"second is short": secret + "," + b64([]byte{1, 2, 3}), "no padding": strings.TrimRight(secret, "="),
 	} {
 		env := good()
@@ -69,7 +69,7 @@ func TestWeakSecrets(t *testing.T) {
 	}
 }
 
-// R27, R49: what is safe by default, and cannot be made unsafe.
+// R07, R10, R27, R49: what is safe by default, and cannot be made unsafe.
 func TestBoundsOfConfig(t *testing.T) {
 	t.Parallel()
 	cfg, err := loadConfig(t.Context(), envconfig.MapLookuper(good()), false)
@@ -81,6 +81,9 @@ func TestBoundsOfConfig(t *testing.T) {
 		ok          bool
 	}{
 		{"PASSWORD_MIN_LENGTH", "8", true}, {"PASSWORD_MIN_LENGTH", "7", false}, {"PASSWORD_MIN_LENGTH", "0", false},
+		{"DB_MAX_CONNS", "1", true}, {"DB_MAX_CONNS", "0", false}, {"DB_MAX_CONNS", "1001", false}, {"LISTEN_ADDR", ":65535", true}, {"LISTEN_ADDR", ":65536", false},
+		{"CORS_ORIGINS", "https://app.example.com,http://localhost:3000", true}, {"CORS_ORIGINS", "*", false}, {"CORS_ORIGINS", "https://*.example.com", false},
+		{"TRUSTED_PROXIES", "10.0.0.0/8,::1/128", true}, {"TRUSTED_PROXIES", "10.0.0.0/8,0.0.0.0/0", false}, {"TRUSTED_PROXIES", "::/0", false},
 		{"ACCESS_TOKEN_TTL", "1h", true}, {"ACCESS_TOKEN_TTL", "1h1s", false}, {"ACCESS_TOKEN_TTL", "-15m", false},
 	} {
 		env := good()

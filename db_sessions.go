@@ -118,7 +118,7 @@ func (d db) deleteSessions(ctx context.Context, userID string, except *string) e
 // sessionsByUser lists live sessions, newest first, one more than the page holds.
 func (d db) sessionsByUser(ctx context.Context, userID, current string, p pageInput) ([]session, error) {
 	return many[session](ctx, d, `
-		select id, id = $2 as current, host(ip) as ip, user_agent, created_at, last_seen_at
+		select id, id = $2 as current, host(ip) as ip, nullif(user_agent, '') as user_agent, created_at, last_seen_at
 		from sessions
 		where user_id = $1 and expires_at > now() and id < $3 order by id desc limit $4`,
 		userID, current, p.before(), p.Limit+1)

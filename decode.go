@@ -63,6 +63,11 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 	if err != nil {
 		return err
 	}
+	ifMatch := parseIfMatch(strings.Join(r.Header.Values("If-Match"), ","))
+	versioned := slices.ContainsFunc(fields, func(f inputField) bool { return f.source == "header" })
+	if ifMatch != nil && !versioned && slices.Contains([]string{"PUT", "PATCH", "DELETE"}, r.Method) {
+		return errStale // what has no versions has none of these (RFC 9110 section 13.1.1)
+	}
 	var shape, values []fieldError
 	var members map[string]jsontext.Value
 	var form url.Values
@@ -88,7 +93,7 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 			target.SetString(value)
 			continue
 		case "header":
-			target.Set(reflect.ValueOf(parseIfMatch(strings.Join(r.Header.Values(f.name), ","))))
+			target.Set(reflect.ValueOf(ifMatch))
 			continue
 		case "query":
 			text, present = query.Get(f.name), query.Has(f.name)
@@ -229,7 +234,7 @@ func readBody(r *http.Request, mediaType string) ([]byte, error) {
 	case err != nil, kind != mediaType, len(r.Header["Content-Type"]) != 1,
 		hasCharset && !strings.EqualFold(charset, "utf-8"):
 		e.Detail = "The body must be " + mediaType + " in UTF-8."
-	case encoding != "" && encoding != "identity":
+	case encoding != "" && !strings.EqualFold(encoding, "identity"):
 		e.Detail = "The body must not be compressed."
 	default:
 		return io.ReadAll(r.Body)
@@ -257,7 +262,7 @@ func readJSON(r *http.Request, fields []inputField) (map[string]jsontext.Value, 
 		}
 	}
 	slices.SortFunc(unknown, func(a, b fieldError) int { return strings.Compare(a.Pointer, b.Pointer) })
-	return members, unknown, nil
+	return members, unknown[:min(len(unknown), maxParameters)], nil // the answer must not outgrow the request
 }
 
 // parseObject reads one JSON object: no duplicate members at any level, valid UTF-8, no lone surrogates, nothing behind

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -90,7 +91,15 @@ func TestBadBodies(t *testing.T) {
 			}
 		})
 	}
-	s.do(request{method: "POST", path: "/v1/auth/register", body: ok, header: http.Header{"Content-Type": {"Application/JSON; Charset=UTF-8"}}}).want(202, "")
+	s.do(request{method: "POST", path: "/v1/auth/register", body: ok, header: http.Header{"Content-Type": {"Application/JSON; Charset=UTF-8"}, "Content-Encoding": {"Identity"}}}).want(202, "")
+	// Each unknown member costs the client a few bytes, and an answer many.
+	var many strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&many, `"%d":1,`, i)
+	}
+	if a := s.post("/v1/auth/register", "", "{"+many.String()+ok[1:]).want(400, "malformed_request"); len(a.fields()) != maxParameters {
+		t.Errorf("%d members are named", len(a.fields()))
+	}
 	if n := scalar[int](s, "select count(*) from users"); n != 1 {
 		t.Errorf("%d users", n)
 	}

@@ -67,7 +67,7 @@ func TestSignInMeanwhile(t *testing.T) {
 // R42: two organizations that invite one address at once get no more mails through than one after the other.
 func TestInvitationMailsTogether(t *testing.T) {
 	t.Parallel()
-	s := newQuietServer(t)
+	s := newQuietServer(t, throttled)
 	s.side = s.pool
 	s.waitAtCommit()
 	s.exec(`insert into mails (id, kind, recipient, sent_at, created_at)

@@ -732,7 +732,7 @@ func TestExport(t *testing.T) {
 // After deletion nothing personal is left in any column of any table; the trail tells it with ids alone.
 func TestDeletionLeavesNothing(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t, behindProxy, func(c *config) { c.Throttle = "on" })
+	s := newTestServer(t, behindProxy, throttled)
 	ada, elsewhere := browser{"203.0.113.7", "Ada's Browser/1.0"}, browser{"198.51.100.9", "Somebody/2.0"}
 	id, token := everythingPersonal(s, ada, elsewhere)
 	personal := []string{"ada.lovelace@example.com", "old.ada@example.com", "lovelace", "Byron", "Augusta", ada.ip, ada.agent}
@@ -768,7 +768,7 @@ func TestDeletionLeavesNothing(t *testing.T) {
 // Whoever once named somebody's address takes none of their mails along, nor what was counted against the caps (R42).
 func TestDeletionLeavesOthersMails(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newTestServer(t, throttled)
 	eve, victim := s.newUser("eve@example.com", "user"), s.bareUser("victim@example.com", "Victim", "user")
 	s.exec("update users set email = 'away@example.com' where id = $1", victim.ID)
 	s.post("/v1/users/me/email", eve.token, map[string]string{"email": victim.Email, "password": testPassword}).want(202, "")

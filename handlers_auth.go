@@ -66,7 +66,7 @@ type issueTokenInput struct {
 	GrantType    string  `form:"grant_type" is:"grant_type"`
 	Username     *string `form:"username" is:"credential"`
 	Password     *string `form:"password" is:"credential"`
-	RefreshToken *string `form:"refresh_token" is:"token"`
+	RefreshToken *string `form:"refresh_token" is:"credential"`
 	// RFC 6749 clients may send these; there is one first-party client and one scope a role.
 	Scope        *string `form:"scope" is:"text"`
 	ClientID     *string `form:"client_id" is:"text"`
@@ -232,7 +232,7 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 }
 
 type revokeTokenInput struct {
-	Token         string  `form:"token" is:"token"`
+	Token         string  `form:"token" is:"credential"`
 	TokenTypeHint *string `form:"token_type_hint" is:"text"`
 	ClientID      *string `form:"client_id" is:"text"`
 	ClientSecret  *string `form:"client_secret" is:"text"`

@@ -362,6 +362,7 @@ func TestRevoke(t *testing.T) {
 		other.post("/v1/auth/revoke", "", url.Values{"token": {token}}).want(200, "")
 	}
 	s.post("/v1/auth/revoke", "", url.Values{"token": {"rt_nonsense"}}).want(200, "")
+	s.post("/v1/auth/revoke", "", url.Values{"token": {strings.Repeat("x", 60_000)}}).want(200, "")
 	s.post("/v1/auth/revoke", "", url.Values{}).want(400, "invalid_fields")
 }
 
@@ -448,7 +449,7 @@ func TestRehashMeanwhile(t *testing.T) {
 			answered := s.postLater("/v1/auth/token", url.Values{"grant_type": {"password"}, "username": {email}, "password": {testPassword}})
 			s.waitBlocked(1)
 			if tc.change == replace && tc.hash != "" {
-				if _, err := (db{tx}).insertUser(t.Context(), newID(), email, "Eve", "user", tc.hash, true); err != nil {
+				if _, err := (db{q: tx}).insertUser(t.Context(), newID(), email, "Eve", "user", tc.hash, true); err != nil {
 					t.Fatal(err)
 				}
 			}

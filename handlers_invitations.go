@@ -78,7 +78,7 @@ func (s *server) deleteInvitation(ctx context.Context, c caller, in deleteInvita
 }
 
 type acceptInvitationInput struct {
-	Token string `json:"token" is:"token"`
+	Token string `json:"token" is:"credential"`
 }
 
 // acceptInvitation makes the caller a member. The invitation is for an address, not for whoever has the link (R75); as
@@ -123,13 +123,14 @@ func (s *server) takeInvitation(ctx context.Context, token string, fn func(tx db
 }
 
 type acceptInvitationAsNewUserInput struct {
-	Token    string `json:"token" is:"token"`
+	Token    string `json:"token" is:"credential"`
 	Password string `json:"password" is:"new_password"`
 	Name     string `json:"name" is:"name"`
 }
 
 // acceptInvitationAsNewUser makes account and membership in one step. An unconfirmed account of the address may be
-// somebody else's attempt: its name, password and sessions are replaced (R64).
+// somebody else's attempt: its name, password and sessions are replaced (R64). Without EMAIL_VERIFICATION no account is
+// confirmed and all are in use: then none is replaced.
 func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acceptInvitationAsNewUserInput) (tokens, error) {
 	i, err := s.db.invitationByToken(ctx, hashMailToken(in.Token))
 	if err != nil {
@@ -140,7 +141,7 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 	}
 	account, err := s.db.accountByEmail(ctx, i.Email)
 	switch {
-	case err == nil && account.EmailVerified:
+	case err == nil && (account.EmailVerified || !s.cfg.EmailVerification):
 		return tokens{}, errSignInFirst
 	case err != nil && !errors.Is(err, pgx.ErrNoRows):
 		return tokens{}, err
@@ -151,7 +152,7 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 	}
 	var session newSession
 	err = s.takeInvitation(ctx, in.Token, func(tx db, i takenInvitation) error {
-		userID, err := tx.insertOrReplaceUnverified(ctx, newID(), i.Email, in.Name, hash, true)
+		userID, err := tx.insertOrReplaceUnverified(ctx, newID(), i.Email, in.Name, hash, s.cfg.EmailVerification)
 		if err != nil {
 			return err
 		}

@@ -205,7 +205,7 @@ func TestInvitationTokenIsInTheMailOnly(t *testing.T) {
 // R77: one is pending per address. Inviting again changes it; its token changes with the next mail, and not before.
 func TestInvitationRenewal(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newTestServer(t, throttled)
 	o := s.newTeam("acme")
 	ada := s.insertMember("ada", "user")
 	created := s.invite(o, o.admin, ada.email, "member")
@@ -233,7 +233,7 @@ func TestInvitationRenewal(t *testing.T) {
 // R42: a hundred are pending in an organization, also when they come at once; those that have expired do not count.
 func TestInvitationsAreLimited(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newTestServer(t, throttled)
 	other := s.newReplica()
 	o, second := s.newTeam("acme"), s.newTeam("second")
 	s.exec(`insert into invitations (id, organization_id, email, role, invited_by, expires_at)
@@ -264,7 +264,7 @@ func TestInvitationsAreLimited(t *testing.T) {
 // R42: nobody's mailbox is filled, also not by withdrawing and inviting again, or by organization after organization.
 func TestInvitationMailsAreLimited(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newTestServer(t, throttled)
 	teams := []team{s.newTeam("acme"), s.newTeam("second")}
 	const victim = "victim@example.com"
 	for i := range 8 {
@@ -320,7 +320,7 @@ func TestAcceptInvitation(t *testing.T) {
 		code       string
 	}{
 		{"nothing", `{}`, 422, "invalid_fields"}, {"empty", `{"token":""}`, 422, "invalid_fields"}, {"null", `{"token":null}`, 400, "malformed_request"},
-		{"unknown", `{"token":"x"}`, 422, "invalid_token"}, {"long", `{"token":"` + strings.Repeat("x", 5000) + `"}`, 422, "invalid_fields"},
+		{"unknown", `{"token":"x"}`, 422, "invalid_token"}, {"long", `{"token":"` + strings.Repeat("x", 5000) + `"}`, 422, "invalid_token"},
 		{"a role", `{"token":"x","role":"owner"}`, 400, "malformed_request"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -564,6 +564,24 @@ func TestAcceptInvitationAsNewUser(t *testing.T) {
 	s.do(accept(member{token: tokens.str("access_token")}, again)).want(200, "")
 	s.signInAs("ada@example.com", "ada's own password").want(200, "")
 	s.signInAs("ada@example.com", "another password 1").want(400, "invalid_grant")
+}
+
+// Without EMAIL_VERIFICATION nobody's address is confirmed, and an account in use is nobody else's attempt.
+func TestAcceptInvitationWithoutVerification(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, func(c *config) { c.EmailVerification = false })
+	o := s.newTeam("acme")
+	s.post("/v1/auth/register", "", jsonBody("email", "ada@example.com", "password", testPassword, "name", "Ada")).want(201, "")
+	for _, use := range []func(){func() {}, func() { s.signInAs("ada@example.com", testPassword).want(200, "") }} {
+		use()
+		s.do(acceptAsNew(s.invited(o, o.owner, "ada@example.com", "admin"), "another password 1")).want(409, "sign_in_first")
+	}
+	ada := s.signInAs("ada@example.com", testPassword).want(200, "").str("access_token")
+	if got := s.get("/v1/users/me", ada).str("name"); got != "Ada" {
+		t.Error("the name is", got)
+	}
+	s.do(accept(member{token: ada}, s.invited(o, o.owner, "ada@example.com", "admin"))).want(200, "")
+	s.do(acceptAsNew(s.invited(o, o.owner, "eve@example.com", "member"), testPassword)).want(201, "")
 }
 
 // R64: whoever registered the address before its owner was invited keeps nothing of it.

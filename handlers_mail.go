@@ -24,7 +24,7 @@ func (s *server) consume(ctx context.Context, account account, token, purpose st
 }
 
 type verifyEmailInput struct {
-	Token    string `json:"token" is:"token"`
+	Token    string `json:"token" is:"credential"`
 	Password string `json:"password" is:"password"`
 }
 
@@ -76,7 +76,7 @@ func (s *server) forgotPassword(ctx context.Context, c caller, in forgotPassword
 }
 
 type resetPasswordInput struct {
-	Token    string `json:"token" is:"token"`
+	Token    string `json:"token" is:"credential"`
 	Password string `json:"password" is:"new_password"`
 }
 
@@ -128,7 +128,7 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		}
 		change := newMail{kind: mailChangeEmail, owner: account.Email, to: in.Email, session: &c.session}
 		if taken {
-			change.owner = "" // nobody's: it is not sent
+			change = newMail{kind: mailAccountExists, owner: in.Email}
 		}
 		return inOrder(tx.insertMail(ctx, change), tx.audit(ctx, c, "email.change_requested", nil, &account.ID, nil),
 			tx.insertMail(ctx, newMail{kind: mailChangeEmailNotice, owner: account.Email}))
@@ -138,7 +138,7 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 }
 
 type confirmEmailInput struct {
-	Token string `json:"token" is:"token"`
+	Token string `json:"token" is:"credential"`
 }
 
 // confirmEmail makes the address that the token was mailed to the user's, ends the sessions other than the one that

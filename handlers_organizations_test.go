@@ -285,6 +285,10 @@ func TestOrganizationVersions(t *testing.T) {
 	if a := s.get(o.path, o.admin.token); a.str("slug") != "taken-over" || a.str("name") != "New" {
 		t.Errorf("a refused change came through: %s", a.body)
 	}
+	// What has no versions has none of these.
+	id := s.invite(o, o.owner, "guest@example.com", "member").str("id")
+	send(o.to(o.owner, "DELETE", "/invitations/"+id, nil), "If-Match", old).want(412, "precondition_failed")
+	send(o.to(o.owner, "DELETE", "/invitations/"+id, nil), "If-Match", "*").want(204, "")
 	tag := s.get(o.path, o.admin.token).header.Get("ETag")
 	won := together(8, func(i int) bool {
 		q := patch(fmt.Sprintf(`{"name":"n%d"}`, i))
@@ -1116,6 +1120,7 @@ func (s *testServer) recorded() (*testServer, *recorder) {
 	if replica.server, err = newServer(s.cfg, pool, s.log); err != nil {
 		s.t.Fatal(err)
 	}
+	replica.passwords = s.passwords
 	listening := httptest.NewServer(replica.handler())
 	replica.url = listening.URL
 	s.t.Cleanup(func() { listening.Close(); pool.Close() })

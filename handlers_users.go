@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -61,10 +62,10 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 // requirePassword refuses a password that is not the account's; pointer is its place in the request.
 func (s *server) requirePassword(ctx context.Context, c caller, account account, pointer, password string) error {
 	ok, _, err := s.checkPassword(ctx, c, account.Email, account.PasswordHash, password)
-	if err == nil && !ok {
-		err = wrongPassword(pointer)
+	if err != nil || ok {
+		return err
 	}
-	return err
+	return cmp.Or(s.db.audit(ctx, c, "password.refused", nil, &account.ID, nil), error(wrongPassword(pointer)))
 }
 
 // recentSignIn is how young a session must be for what cannot be undone.

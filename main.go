@@ -85,6 +85,9 @@ func run(ctx context.Context, args []string, lookup envconfig.Lookuper, stdout i
 	case "openapi":
 		_, err := io.Copy(stdout, bytes.NewReader(openapiJSON))
 		return err
+	case "help", "-h", "--help":
+		_, err := fmt.Fprintln(stdout, usageError(usage))
+		return err
 	case "healthcheck":
 		return runHealthcheck(ctx, lookup)
 	case "version":

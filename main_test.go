@@ -6,8 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -177,6 +175,9 @@ func testConfig(databaseURL string) config {
 	return cfg
 }
 
+// throttled is an option of newTestServer: as in production, calls and mails are limited.
+func throttled(c *config) { c.Throttle = "on" }
+
 // newTestServer starts a replica on a database of its own; newReplica adds one beside it.
 func newTestServer(t testing.TB, options ...func(*config)) *testServer {
 	t.Helper()
@@ -198,42 +199,15 @@ func (s *testServer) newReplica(options ...func(*config)) *testServer {
 
 func startTestServer(t testing.TB, cfg config) *testServer {
 	t.Helper()
-	pool, err := openPool(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
 	side, err := pgxpool.New(t.Context(), cfg.DatabaseURL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(side.Close)
-	logs := &lockedBuffer{}
-	s, err := newServer(cfg, pool, slog.New(slog.NewJSONHandler(logs, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, benchmark := t.(*testing.B); !benchmark {
-		s.passwords = newPasswords(cfg.PasswordMinLength, testCost)
-	}
 	mail := &mailbox{arrived: make(chan struct{}, 1000)}
-	s.deliver = mail.deliver
-	listener, err := net.Listen("tcp", cfg.ListenAddr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.listenAndServe(ctx, listener) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Error("shutting down:", err)
-		}
-		if strings.Contains(logs.String(), `"code":"internal"`) && !t.Failed() {
-			t.Errorf("a defect was logged:\n%s", logs)
-		}
-	})
-	return &testServer{server: s, t: t, url: "http://" + listener.Addr().String(), logs: logs, mail: mail, side: side}
+	s, _ := startMailServer(t, cfg, mail.deliver)
+	s.mail, s.side = mail, side
+	return s
 }
 
 // in returns the server for a subtest, whose failures are its own.

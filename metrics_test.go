@@ -27,7 +27,7 @@ func (s *testServer) scrape() string {
 // Every event that an alert is built on is counted, once.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t, func(c *config) { c.Throttle = "on" })
+	s := newTestServer(t, throttled)
 	ada := s.newUser("ada@example.com", "user")
 	s.get("/v1/users/me", ada.token).want(200, "")
 	s.get("/v1/users/me", "").want(401, "unauthorized")

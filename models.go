@@ -27,7 +27,7 @@ type session struct {
 	ID         string    `json:"id" is:"uuid"`
 	Current    bool      `json:"current"`
 	IP         *string   `json:"ip"`
-	UserAgent  string    `json:"user_agent"`
+	UserAgent  *string   `json:"user_agent"`
 	CreatedAt  time.Time `json:"created_at"`
 	LastSeenAt time.Time `json:"last_seen_at"`
 }

@@ -32,9 +32,9 @@ func newRules(p *passwords) map[string]rule {
 				code, detail := p.problem(s, "")
 				return s, code, detail
 			}},
-		"password":   {map[string]any{"format": "password", "minLength": 1, "maxLength": maxPasswordBytes, "pattern": noNUL}, length(1, maxPasswordBytes)},
-		"token":      {map[string]any{"minLength": 1, "maxLength": maxAccessBytes, "pattern": noNUL}, length(1, maxAccessBytes)},
-		"credential": {map[string]any{"minLength": 1, "maxLength": maxAccessBytes, "pattern": noNUL}, length(1, maxAccessBytes)},
+		"password": {map[string]any{"format": "password", "minLength": 1, "maxLength": maxPasswordBytes, "pattern": noNUL}, length(1, maxPasswordBytes)},
+		// Whatever fits into a body is a wrong one, not a bad request.
+		"credential": {map[string]any{"minLength": 1, "pattern": noNUL}, length(1, maxBody)},
 		"text":       {map[string]any{"maxLength": maxAccessBytes, "pattern": noNUL}, length(0, maxAccessBytes)},
 		// Another grant has an error of its own (RFC 6749 section 5.2), which is the handler's.
 		"grant_type": {map[string]any{"enum": []string{"password", "refresh_token"}}, length(1, maxAccessBytes)},

@@ -229,6 +229,10 @@ func TestUserAgent(t *testing.T) {
 	if got := scalar[string](s, "select user_agent from sessions"); got != ("Käse  " + long)[:maxUserAgent] {
 		t.Errorf("stored %q", got)
 	}
+	s.exec("update sessions set user_agent = ''")
+	if got := s.get("/v1/users/me/sessions", m.token).want(200, "").json()["items"].([]any)[0].(map[string]any)["user_agent"]; got != nil {
+		t.Errorf("nothing sent, and shown as %v", got)
+	}
 }
 
 // The docs page and everything it loads; its policy allows nothing from elsewhere.
@@ -310,7 +314,7 @@ func TestPanic(t *testing.T) {
 // R14, R32: a full gate refuses after its wait, and everybody else is served. Who was refused has guessed nothing (R39).
 func TestHashingGate(t *testing.T) {
 	t.Parallel()
-	s := throttled(t)
+	s := newTestServer(t, behindProxy, throttled)
 	m := s.newUser("ada@example.com", "user")
 	for range cap(s.passwords.gate) {
 		s.passwords.gate <- struct{}{}

@@ -10,15 +10,6 @@ import (
 	"testing"
 )
 
-// throttled starts a replica that counts, behind a proxy that says which network a call comes from.
-func throttled(t *testing.T) *testServer {
-	t.Helper()
-	return newTestServer(t, func(c *config) {
-		c.Throttle = "on"
-		c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	})
-}
-
 // signInFrom tries a password from an address.
 func (s *testServer) signInFrom(ip, email, password string) answer {
 	s.t.Helper()
@@ -29,7 +20,7 @@ func (s *testServer) signInFrom(ip, email, password string) answer {
 // R38, R39: ten failures of an account from one network, known or not, on all replicas together.
 func TestThrottleAccount(t *testing.T) {
 	t.Parallel()
-	s := throttled(t)
+	s := newTestServer(t, behindProxy, throttled)
 	other := s.newReplica()
 	m := s.newUser("ada@example.com", "user")
 	for _, email := range []string{m.email, "nobody@example.com"} {
@@ -56,7 +47,7 @@ func TestThrottleAccount(t *testing.T) {
 // R39: attempts at once do not slip past the limit, and a refusal takes no count back.
 func TestThrottleConcurrent(t *testing.T) {
 	t.Parallel()
-	s := throttled(t)
+	s := newTestServer(t, behindProxy, throttled)
 	s.newUser("ada@example.com", "user")
 	hashed := together(25, func(int) bool {
 		a, err := s.try(request{method: "POST", path: "/v1/auth/token", header: http.Header{"X-Forwarded-For": {"192.0.2.1"}},
@@ -71,7 +62,7 @@ func TestThrottleConcurrent(t *testing.T) {
 // R41: a reset clears the counters, and right passwords do not use them up.
 func TestThrottleForgets(t *testing.T) {
 	t.Parallel()
-	s := throttled(t)
+	s := newTestServer(t, behindProxy, throttled)
 	m := s.newUser("ada@example.com", "user")
 	for range 12 {
 		s.signInFrom("192.0.2.1", m.email, testPassword).want(200, "")
@@ -88,7 +79,7 @@ func TestThrottleForgets(t *testing.T) {
 // R40: thirty credential calls and 150 refreshes of a network in five minutes; who cannot be told is one network.
 func TestThrottleNetwork(t *testing.T) {
 	t.Parallel()
-	s := throttled(t)
+	s := newTestServer(t, behindProxy, throttled)
 	from := http.Header{"X-Forwarded-For": {"2001:db8::1"}}
 	for range 30 {
 		s.do(request{method: "POST", path: "/v1/auth/verify-email", header: from, body: map[string]string{"token": "x", "password": "x"}}).want(422, "invalid_token")
@@ -120,7 +111,7 @@ func TestThrottleNetwork(t *testing.T) {
 // R38: a hundred failures of an account in an hour, from wherever they come, and a reset forgets all of them.
 func TestThrottleEverywhere(t *testing.T) {
 	t.Parallel()
-	s := throttled(t)
+	s := newTestServer(t, behindProxy, throttled)
 	m := s.newUser("ada@example.com", "user")
 	s.signInFrom("192.0.2.1", m.email, "wrong password").want(400, "invalid_grant")
 	s.exec("update throttles set count = 99 where key like 'failures %'")
@@ -137,7 +128,7 @@ func TestThrottleEverywhere(t *testing.T) {
 // R38: neither a right password nor a reset takes back what was counted of another account.
 func TestThrottleOfOthers(t *testing.T) {
 	t.Parallel()
-	s := throttled(t)
+	s := newTestServer(t, behindProxy, throttled)
 	m := s.newUser("ada@example.com", "user")
 	s.exec("delete from throttles")
 	s.signInFrom("192.0.2.1", "victim@example.com", "wrong password").want(400, "invalid_grant")
@@ -154,7 +145,7 @@ func TestThrottleOfOthers(t *testing.T) {
 // says how much of it is left.
 func TestThrottleWindows(t *testing.T) {
 	t.Parallel()
-	s := throttled(t)
+	s := newTestServer(t, behindProxy, throttled)
 	m := s.newUser("ada@example.com", "user")
 	s.exec("delete from throttles")
 	s.signInFrom("192.0.2.1", m.email, "wrong password").want(400, "invalid_grant")
@@ -186,7 +177,7 @@ func TestThrottleWindows(t *testing.T) {
 // THROTTLE=off counts nothing and takes nothing back.
 func TestThrottleOff(t *testing.T) {
 	t.Parallel()
-	s := throttled(t)
+	s := newTestServer(t, behindProxy, throttled)
 	m := s.newUser("ada@example.com", "user")
 	s.signInFrom("192.0.2.1", m.email, "wrong password").want(400, "invalid_grant")
 	s.exec("update throttles set count = 1000")
@@ -203,7 +194,7 @@ func TestThrottleOff(t *testing.T) {
 // replica make one big document after the other.
 func TestThrottleSignedIn(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t, func(c *config) { c.Throttle = "on" })
+	s := newTestServer(t, throttled)
 	ada := s.newUser("ada@example.com", "user")
 	org := s.post("/v1/organizations", ada.token, jsonBody("name", "Engines")).want(201, "").str("id")
 	for _, tc := range []struct {
