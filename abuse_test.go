@@ -186,7 +186,8 @@ func TestSlowReaders(t *testing.T) {
 	}
 }
 
-// R11: a request that two readers could divide differently is refused, and nothing after it is read as a next one.
+// R11: a request that two readers could divide differently is the last of its connection: nothing after it is read as a
+// next one.
 func TestAmbiguousFraming(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -217,6 +218,7 @@ func TestAmbiguousFraming(t *testing.T) {
 		{"signed chunk size", chunked + "+2\r\n{}\r\n0\r\n\r\n", "400"},
 		{"hexadecimal chunk size with its prefix", chunked + "0x2\r\n{}\r\n0\r\n\r\n", "400"},
 		{"huge chunk size", chunked + "fffffffffffffffff\r\n{}\r\n0\r\n\r\n", "400"},
+		{"a length beside chunks", "Content-Length: 4\r\n" + chunked + "2\r\n{}\r\n0\r\n\r\n", "422"}, // RFC 9112 section 6.1: the chunks count
 		{"negative chunk size", chunked + "-2\r\n{}\r\n0\r\n\r\n", "400"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -124,7 +124,8 @@ func (s *server) observe(next http.Handler) http.Handler {
 		header["X-Content-Type-Options"] = []string{"nosniff"}
 		header["Referrer-Policy"] = []string{"no-referrer"}
 		header["Content-Security-Policy"] = []string{"default-src 'none'; frame-ancestors 'none'"}
-		if s.draining.Load() {
+		// A chunked body may have had a Content-Length too: net/http hides it, and a proxy may have believed it (R11).
+		if s.draining.Load() || r.TransferEncoding != nil {
 			header["Connection"] = []string{"close"}
 		}
 		next.ServeHTTP(w, r)
