@@ -244,8 +244,7 @@ func tokenRequest(form string) []byte {
 func newBenchServer(b *testing.B, throttle string) *testServer {
 	cfg := testConfig(newTestDatabase(b))
 	cfg.Throttle, cfg.TrustedProxies = throttle, []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
-	cfg.DBMaxConns = 0
-	cfg.check(new(problems)) // fills it in
+	cfg.DBMaxConns = 16
 	log, err := os.Create(filepath.Join(b.TempDir(), "log"))
 	if err != nil {
 		b.Fatal(err)
