@@ -4,10 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -153,8 +158,11 @@ func newDocument() object {
 		}
 	}
 	problemRef := object{"$ref": "#/components/schemas/Problem"}
-	g.schema(reflect.TypeFor[problem]())
-	g.schema(reflect.TypeFor[oauthError]())
+	g.schemas["ErrorCode"] = object{"type": "string", "enum": errorCodes()}
+	for _, failure := range []reflect.Type{reflect.TypeFor[problem](), reflect.TypeFor[oauthError]()} {
+		g.schema(failure)
+		g.schemas[exported(failure.Name())].(object)["properties"].(object)["code"] = object{"$ref": "#/components/schemas/ErrorCode"}
+	}
 	return object{
 		"openapi": "3.1.0",
 		"info": object{
@@ -177,6 +185,51 @@ func newDocument() object {
 				"flows": object{"password": object{"tokenUrl": "/v1/auth/token", "refreshUrl": "/v1/auth/token", "scopes": object{}}},
 			}},
 		},
+	}
+}
+
+// errorCodes reads the code of every apiError in the program, sorted.
+var errorCodes = sync.OnceValue(func() (codes []string) {
+	names, err := filepath.Glob("*.go")
+	if err != nil {
+		panic(err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			panic(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			literal, _ := n.(*ast.CompositeLit)
+			if literal == nil || fmt.Sprint(literal.Type) != "apiError" {
+				return true
+			}
+			for _, e := range literal.Elts {
+				if field := e.(*ast.KeyValueExpr); fmt.Sprint(field.Key) == "Code" {
+					codes = append(codes, strings.Trim(field.Value.(*ast.BasicLit).Value, `"`))
+				}
+			}
+			return false
+		})
+	}
+	slices.Sort(codes)
+	return codes
+})
+
+// A code tells one meaning, for good: clients switch on it.
+func TestErrorCodes(t *testing.T) {
+	t.Parallel()
+	codes := errorCodes()
+	if len(codes) < 20 || len(slices.Compact(slices.Clone(codes))) != len(codes) {
+		t.Errorf("some code stands for two meanings: %v", codes)
+	}
+	for _, code := range codes {
+		if strings.Trim(code, "abcdefghijklmnopqrstuvwxyz_") != "" {
+			t.Errorf("%s is not snake_case", code)
+		}
 	}
 }
 
