@@ -256,11 +256,20 @@ func (g *generator) operation(rt route, path string) object {
 		op["security"] = []any{object{"signIn": []any{}}}
 		op["description"] = "Who may call: " + whoMayCall(rt.access) + "."
 		responses["401"] = failure
+		if rt.access != signedIn {
+			responses["403"] = failure
+		}
 	} else {
 		op["security"] = []any{}
 	}
-	if rt.limits != nil {
+	if rt.limits != nil || rt.operation == "issueToken" { // whose limit depends on the grant
 		responses["429"] = failure
+	}
+	for _, f := range inputFields(rt.in) {
+		for _, status := range map[string][]string{"path": {"404"}, "query": {"400"}, "header": {"412"},
+			"form": {"400", "413", "415"}, "json": {"400", "413", "415", "422"}}[f.source] {
+			responses[status] = failure
+		}
 	}
 	status := http.StatusText(rt.status)
 	code := strconv.Itoa(rt.status)
