@@ -445,6 +445,7 @@ func TestMembershipInput(t *testing.T) {
 			s.in(t).do(o.to(tc.as, tc.method, "/memberships"+tc.path, tc.body)).want(tc.status, tc.code)
 		})
 	}
+	s.do(team{path: "/v1/organizations/" + newID()}.to(root, "POST", "/memberships", in{"user_id": other.member.id, "role": "member"})).want(404, "not_found")
 	won := together(8, func(int) bool {
 		a, err := s.try(o.to(root, "POST", "/memberships", jsonBody("user_id", other.admin.id, "role", "member")))
 		if err != nil || a.status != 201 && a.code() != "already_member" {
@@ -703,13 +704,39 @@ func TestOrganizationAudit(t *testing.T) {
 		}
 	}
 	s.exec(`drop trigger refuse on audit_events`)
+	names := []string{o.id, "acme", o.owner.id, "owner", o.admin.id, "admin", o.member.id, "member", o.outsider.id, "outsider", root.id, "root"}
 	for i, c := range changes {
-		if a := s.do(c.q); a.status >= 300 {
+		a := s.do(c.q)
+		if a.status >= 300 {
 			t.Fatalf("%s: %d %s", c.action, a.status, a.body)
 		}
 		if got := scalar[string](s, "select action from audit_events order by id desc limit 1"); got != c.action || events() != i+1 {
 			t.Errorf("%s wrote %s", c.action, got)
 		}
+		if c.action == "organization.created" || c.action == "invitation.created" {
+			names = append(names, a.str("id"), "new")
+		}
+		if c.action == "invitation.deleted" {
+			names = append(names, c.q.path[strings.LastIndex(c.q.path, "/")+1:], "withdrawn")
+		}
+	}
+	names = append(names, scalar[string](s, "select id from users where email = 'y@example.com'"), "y")
+	// Who did it, in which organization, to what.
+	const want = `organization.created outsider new -
+organization.updated admin acme -
+membership.updated owner acme member
+invitation.created admin acme new
+invitation.deleted owner acme withdrawn
+membership.deleted owner acme member
+membership.created root acme root
+invitation.accepted outsider acme outsider
+invitation.accepted y acme y
+user.deleted admin - admin
+organization.deleted owner acme -`
+	trail := scalar[string](s, `select string_agg(concat_ws(' ', action, coalesce(actor_id::text, '-'), coalesce(organization_id::text, '-'),
+		coalesce(subject_id::text, '-')), E'\n' order by id) from audit_events where action not like 'session.%'`)
+	if got := strings.NewReplacer(names...).Replace(trail); got != want {
+		t.Errorf("the trail is\n%s\nwant\n%s", got, want)
 	}
 	if got := scalar[string](s, "select concat(detail->>'from', ' ', detail->>'role', ' ', host(ip)) from audit_events where action = 'membership.updated'"); got != "member owner 127.0.0.1" {
 		t.Errorf("the event says %q", got)
