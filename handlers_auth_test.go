@@ -241,8 +241,9 @@ func TestLostReply(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := s.newReplica()
-	m := s.newUser("ada@example.com", "user")
+	m, eve := s.newUser("ada@example.com", "user"), s.newUser("eve@example.com", "user")
 	lost := s.refreshWith(m.refresh).want(200, "")
+	s.refreshWith(eve.refresh).want(200, "")
 	s.exec("update sessions set rotated_at = rotated_at - interval '1 hour'")
 	again := other.refreshWith(m.refresh).want(200, "")
 	if again.str("refresh_token") != lost.str("refresh_token") {
@@ -254,9 +255,10 @@ func TestLostReply(t *testing.T) {
 	// R53: that ended the session, and the refusal did not undo it.
 	s.get("/v1/users/me", again.str("access_token")).want(401, "invalid_access_token")
 	s.refreshWith(again.str("refresh_token")).want(400, "invalid_grant")
-	if n := scalar[int](s, "select count(*) from sessions"); n != 0 {
+	if n := scalar[int](s, "select count(*) from sessions where user_id = $1", m.id); n != 0 {
 		t.Errorf("%d sessions are left", n)
 	}
+	other.refreshWith(eve.refresh).want(200, "") // her reply is still lost, and her session goes on
 	if !strings.Contains(other.logs.String(), "refresh token reused") {
 		t.Error("nobody was told")
 	}
@@ -267,6 +269,7 @@ func TestGracePeriod(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	m := s.newUser("ada@example.com", "user")
+	s.exec("update sessions set created_at = now() - interval '1 hour', rotated_at = now() - interval '1 hour'") // it is the refresh that counts
 	first := s.refreshWith(m.refresh).want(200, "")
 	s.get("/v1/users/me", first.str("access_token")).want(200, "")
 	late := s.refreshWith(m.refresh).want(200, "")
@@ -306,7 +309,7 @@ func TestSessionEnds(t *testing.T) {
 func TestFiftySessions(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	m := s.newUser("ada@example.com", "user")
+	eve, m := s.newUser("eve@example.com", "user"), s.newUser("ada@example.com", "user")
 	for range maxSessions - 1 {
 		if err := s.db.insertSession(t.Context(), newID(), m.id, caller{}, time.Hour); err != nil {
 			t.Fatal(err)
@@ -317,10 +320,11 @@ func TestFiftySessions(t *testing.T) {
 			body: url.Values{"grant_type": {"password"}, "username": {m.email}, "password": {testPassword}}})
 		return err == nil && a.status == 200
 	})
-	if n := scalar[int](s, "select count(*) from sessions"); n != maxSessions {
+	if n := scalar[int](s, "select count(*) from sessions where user_id = $1", m.id); n != maxSessions {
 		t.Errorf("%d sessions", n)
 	}
 	s.get("/v1/users/me", m.token).want(401, "invalid_access_token")
+	s.get("/v1/users/me", eve.token).want(200, "") // older than all of them, and somebody else's
 }
 
 // R57: a refresh notices that the account was disabled; R50: so does the next request.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 )
@@ -239,4 +240,28 @@ func TestSessions(t *testing.T) {
 	}
 	remove(list("", m.token).ids[0], m.token).want(204, "")
 	s.get("/v1/users/me", m.token).want(401, "invalid_access_token")
+}
+
+// A session tells when and from where it was used last, as far as that is written down: at a refresh, and when what
+// sign-in or refresh gave is used for the first time.
+func TestSessionLastSeen(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, behindProxy)
+	m, elsewhere := s.newUser("ada@example.com", "user"), browser{"203.0.113.7", "Elsewhere/1.0"}
+	for i, use := range []func(){
+		func() { s.get("/v1/users/me", m.token).want(200, "") },
+		func() {
+			m.token = elsewhere.do(s, "POST", "/v1/auth/token", "", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {m.refresh}}).want(200, "").str("access_token")
+		},
+		func() { s.get("/v1/users/me", m.token).want(200, "") },
+	} {
+		s.exec("update sessions set last_seen_at = now() - interval '1 hour'")
+		use()
+		if !scalar[bool](s, "select last_seen_at > now() - interval '1 minute' from sessions") {
+			t.Errorf("use %d was not seen", i)
+		}
+	}
+	if got := scalar[string](s, "select host(ip) || ' ' || user_agent from sessions"); got != elsewhere.ip+" "+elsewhere.agent {
+		t.Errorf("last seen at %s", got)
+	}
 }
