@@ -25,7 +25,7 @@ func (s *testServer) register(email, password string, mails int) string {
 // allowNextMail lets another mail of a kind go out before the minute is over.
 func (s *testServer) allowNextMail() {
 	s.t.Helper()
-	s.exec("update mails set created_at = created_at - interval '2 minutes'")
+	s.exec("update mails set created_at = created_at - interval '1 minute'")
 }
 
 func (s *testServer) verify(token, password string) answer {
