@@ -131,6 +131,8 @@ func TestInvitations(t *testing.T) {
 		t.Errorf("one withdrawn, one expired: %v", got)
 	}
 	s.invite(o, o.owner, other.member.email, "member") // a member elsewhere is none here
+	s.invite(other, other.owner, "zoe@example.com", "owner")
+	s.invite(o, o.admin, "zoe@example.com", "member") // nor is what another organization offers taken away here
 }
 
 // R72: an invitation is taken away, by withdrawing it or by renewing it to another role, only by those who could make it.
@@ -228,6 +230,13 @@ func TestInvitationRenewal(t *testing.T) {
 		t.Errorf("the role is %s", got)
 	}
 	s.do(accept(ada, second)).want(422, "invalid_token")
+	// R61: renewing an expired one does not bring its token back to life.
+	expired := s.invited(o, o.owner, "eve@example.com", "member")
+	s.exec("update invitations set expires_at = now()")
+	s.invite(o, o.owner, "eve@example.com", "member") // within the minute: no mail
+	if !s.void(expired, o.outsider) || scalar[int](s, "select count(*) from mails where recipient = 'eve@example.com'") != 1 {
+		t.Error("the token of an expired invitation is live again")
+	}
 }
 
 // R42: a hundred are pending in an organization, also when they come at once; those that have expired do not count.
@@ -274,10 +283,14 @@ func TestInvitationMailsAreLimited(t *testing.T) {
 		s.do(o.to(o.owner, "DELETE", "/invitations/"+id, nil)).want(204, "")
 		s.exec("update mails set created_at = created_at - interval '2 minutes'")
 	}
+	s.exec(`insert into mails (id, kind, recipient, sent_at, created_at) select gen_random_uuid(), $1, 'last@example.com', now(), now() - interval '2 minutes'
+		from generate_series(1, 5)`, mailResetPassword) // another kind counts apart
 	s.invited(teams[0], teams[0].owner, "last@example.com", "member") // whatever was due before has been sent
 	if n := s.mailsTo(victim); n > 5 {
 		t.Errorf("%d mails within the hour", n)
 	}
+	s.exec("update mails set created_at = created_at - interval '1 hour'")
+	s.invited(teams[0], teams[0].owner, victim, "member")
 }
 
 // R75, R77: for the invited address only; the role is the row's, and a member keeps theirs.
