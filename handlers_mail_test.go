@@ -1172,4 +1172,10 @@ func TestRegisterLeavesUsedAccounts(t *testing.T) {
 			t.Errorf("%s: mailed %s", name, m.Subject)
 		}
 	}
+	// One that nobody uses is, whatever others do with theirs.
+	s.exec("insert into users (id, email, name, password_hash) values ($1, 'unused@example.com', 'Ada', $2)", newID(), testPasswordHash())
+	s.register("unused@example.com", "another password", 1)
+	if scalar[bool](s, "select password_hash = $1 from users where email = 'unused@example.com'", testPasswordHash()) {
+		t.Error("an unused account is not replaced")
+	}
 }
