@@ -106,6 +106,32 @@ func TestPruneAtOnce(t *testing.T) {
 	s.get("/v1/users/me", m.token).want(200, "")
 }
 
+// What is renewed while pruning waits for it stays.
+func TestPruneWhileRenewed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.expire(s.newUser("ada@example.com", "user"))
+	for _, tc := range []struct{ table, end string }{{"invitations", "expires_at"}, {"throttles", "ends_at"}} {
+		ends := "update " + tc.table + " set " + tc.end + " = now() + interval "
+		s.exec(ends + "'-1 second'")
+		rows := scalar[int](s, "select count(*) from "+tc.table)
+		renew := s.inTransaction(ends + "'1 hour'")
+		pruned := make(chan error, 1)
+		go func() {
+			_, err := s.db.prune(t.Context(), 8760*time.Hour)
+			pruned <- err
+		}()
+		s.until(func() bool { return s.waiting() == 1 })
+		renew()
+		if err := <-pruned; err != nil {
+			t.Error(err)
+		}
+		if n := scalar[int](s, "select count(*) from "+tc.table); n != rows || n == 0 {
+			t.Errorf("%d of %d %s are left", n, rows, tc.table)
+		}
+	}
+}
+
 func TestPruneCommand(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
