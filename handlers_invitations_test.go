@@ -661,7 +661,7 @@ func TestInvitationTokenIsNoOther(t *testing.T) {
 func TestInvitationMail(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	o := s.newTeam("acme")
+	_, o := s.newTeam("other"), s.newTeam("acme")
 	hostile := `<a href="https://evil.example/?a&b">www.evil.example</a> mailto:eve@evil.example Subject: x {{.Link}} 'q'`
 	for _, inject := range []string{"a\r\nBcc: eve@evil.example", "a\nb", "a\u2028b", "a\u0085b"} {
 		s.do(o.to(o.owner, "PATCH", "", jsonBody("name", inject))).want(422, "invalid_fields")

@@ -474,6 +474,7 @@ func TestLastOwnerStays(t *testing.T) {
 	root, disabled := s.insertMember("root", "admin"), s.insertMember("disabled", "user")
 	s.exec("update users set disabled = true where id = $1", disabled.id)
 	s.join(o.id, disabled, "owner")
+	s.exec("insert into organizations (id, name, slug) values ($1, 'X', 'ownerless')", newID()) // what others lack stops nobody here
 	s.join(second.id, o.owner, "owner")
 	s.exec("delete from memberships where organization_id = $1 and user_id = $2", second.id, second.owner.id)
 	self := "/memberships/" + o.owner.id
