@@ -107,6 +107,11 @@ func TestChangePassword(t *testing.T) {
 	change := func(current, new string) answer { t.Helper(); return changeIn(t, current, new) }
 	_, hash := newMailToken()
 	s.exec("insert into mail_tokens (token_hash, user_id, purpose, email, expires_at) values ($1, $2, 'reset-password', 'x', now() + interval '1 hour')", hash, m.id)
+	// A mail that was sent counts against the caps, and what is somebody else's stays theirs.
+	eve := s.newUser("eve@example.com", "user")
+	s.exec("insert into mail_tokens (token_hash, user_id, purpose, email, expires_at) values ('x', $1, 'reset-password', 'x', now() + interval '1 hour')", eve.id)
+	s.exec(`insert into mails (id, user_id, kind, recipient, sent_at, next_attempt_at) values
+		($1, $2, 'reset_password', 'x', now(), now()), ($3, $4, 'reset_password', 'x', null, now() + interval '1 hour')`, newID(), m.id, newID(), eve.id)
 	for _, tc := range []struct{ name, current, new, pointer, code string }{
 		{"wrong", "not my password", "a new password 1", "/current_password", "wrong_password"},
 		// R27
@@ -123,15 +128,18 @@ func TestChangePassword(t *testing.T) {
 		})
 	}
 	s.get("/v1/users/me", elsewhere.str("access_token")).want(200, "")
-	if scalar[int](s, "select count(*) from mail_tokens") != 1 {
+	if scalar[int](s, "select count(*) from mail_tokens") != 2 {
 		t.Error("a refused change voided a token")
 	}
 	next := strings.Repeat("\U0001F600", 256) // R28: 256 code points are 1 KiB, nothing is cut
 	change(testPassword, next).want(204, "")
 	s.get("/v1/users/me", m.token).want(200, "")
 	s.get("/v1/users/me", elsewhere.str("access_token")).want(401, "invalid_access_token")
-	if scalar[int](s, "select count(*) from mail_tokens") != 0 {
+	if scalar[int](s, "select count(*) from mail_tokens where user_id = $1", m.id) != 0 {
 		t.Error("a mail token survived")
+	}
+	if scalar[int](s, "select count(*) from mail_tokens") != 1 || scalar[int](s, "select count(*) from mails where kind = 'reset_password'") != 2 {
+		t.Error("more is gone than the tokens")
 	}
 	if got := s.waitMail(m.email, 1); !strings.Contains(got.Subject, "password") || got.Token != "" {
 		t.Errorf("notice: %+v", got)
