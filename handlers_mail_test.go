@@ -631,7 +631,9 @@ func TestChangeEmailAskedTwice(t *testing.T) {
 	s.allowNextMail()
 	s.move(m.token, "second@example.com", testPassword).want(202, "")
 	s.confirm(s.newestToken("second@example.com")).want(204, "")
-	s.get("/v1/users/me", m.token).want(200, "")
+	if got := s.get("/v1/users/me", m.token).want(200, "").str("email"); got != "second@example.com" {
+		t.Errorf("moved to %s", got)
+	}
 	s.get("/v1/users/me", elsewhere).want(401, "invalid_access_token")
 }
 
@@ -821,7 +823,7 @@ func TestMailTokenVoidsOlder(t *testing.T) {
 func TestMailRetryDoesNotVoidNewer(t *testing.T) {
 	t.Parallel()
 	s := newQuietServer(t)
-	m := s.newUser("old@example.com", "user")
+	m, eve := s.newUser("old@example.com", "user"), s.newUser("eve@example.com", "user")
 	s.move(m.token, "mistyped@example.com", testPassword).want(202, "")
 	if err := s.sendNext(func(context.Context, message) error { return errors.New("450 try again later") }); err != nil {
 		t.Fatal(err)
@@ -829,6 +831,7 @@ func TestMailRetryDoesNotVoidNewer(t *testing.T) {
 	s.sendDue()
 	s.allowNextMail()
 	s.move(m.token, "right@example.com", testPassword).want(202, "")
+	s.move(eve.token, "eves@example.com", testPassword).want(202, "") // later, and somebody else's
 	right := s.newestToken("right@example.com")
 	s.exec("update mails set next_attempt_at = now() where sent_at is null")
 	s.sendDue()

@@ -41,6 +41,7 @@ func TestMetrics(t *testing.T) {
 	s.exec("update throttles set count = 1000")
 	s.signInAs("ada@example.com", testPassword).want(429, "too_many_attempts")
 	s.exec("insert into mails (id, kind, recipient, next_attempt_at) values ($1, 'invitation', 'x@example.com', now() + interval '1 hour')", newID())
+	s.exec("insert into mails (id, kind, recipient, failed_at) values ($1, 'invitation', 'x@example.com', now())", newID())
 
 	text := s.scrape()
 	for _, line := range []string{
