@@ -1162,6 +1162,7 @@ func TestRegisterLeavesUsedAccounts(t *testing.T) {
 		"session":    "insert into sessions (id, user_id, expires_at) values ($1, $1, now() + interval '1 hour')",
 		"membership": "with o as (insert into organizations (id, name, slug) values ($1, 'X', $1::uuid::text) returning id) insert into memberships (id, organization_id, user_id, role) select id, id, id, 'owner' from o",
 		"admin":      "update users set role = 'admin' where id = $1",
+		"proof":      "update users set email_verified = true where id = $1",
 	} {
 		u, email := newID(), name+"@example.com"
 		s.exec("insert into users (id, email, name, password_hash) values ($1, $2, 'Ada', $3)", u, email, testPasswordHash())
