@@ -242,6 +242,7 @@ func TestLostReply(t *testing.T) {
 	s := newTestServer(t)
 	other := s.newReplica()
 	m, eve := s.newUser("ada@example.com", "user"), s.newUser("eve@example.com", "user")
+	s.get("/v1/users/me", m.token).want(200, "") // what came before the lost reply had arrived
 	lost := s.refreshWith(m.refresh).want(200, "")
 	s.refreshWith(eve.refresh).want(200, "")
 	s.exec("update sessions set rotated_at = rotated_at - interval '1 hour'")
