@@ -55,7 +55,7 @@ func startMailServer(t testing.TB, cfg config, deliver func(context.Context, mes
 		}
 	})
 	return &testServer{server: replica, t: t, url: "http://" + listener.Addr().String(), logs: logs,
-		mail: &mailbox{arrived: make(chan struct{}, 1000)}}, stop
+		mail: newMailbox()}, stop
 }
 
 // newQuietServer is newTestServer without senders: mails wait in the outbox for sendDue. quietReplica adds one beside it.

@@ -1102,7 +1102,7 @@ func TestOwnersRaceOnProcesses(t *testing.T) {
 	cfg := testConfig(env["DATABASE_URL"])
 	cfg.SecretKeys = env["SECRET_KEYS"]
 	cfg.secrets, _ = decodeSecrets(cfg.SecretKeys)
-	s := startTestServer(t, cfg)
+	s := startTestServer(t, cfg, newMailbox())
 	a, b := s.in(t), s.in(t)
 	a.url, b.url = startServe(t, env).url, startServe(t, env).url
 	s.raceOwners([2]*testServer{a, b}, 5)

@@ -185,7 +185,7 @@ func newTestServer(t testing.TB, options ...func(*config)) *testServer {
 	for _, option := range options {
 		option(&cfg)
 	}
-	return startTestServer(t, cfg)
+	return startTestServer(t, cfg, newMailbox())
 }
 
 func (s *testServer) newReplica(options ...func(*config)) *testServer {
@@ -194,17 +194,16 @@ func (s *testServer) newReplica(options ...func(*config)) *testServer {
 	for _, option := range options {
 		option(&cfg)
 	}
-	return startTestServer(s.t, cfg)
+	return startTestServer(s.t, cfg, s.mail) // whichever replica sends it
 }
 
-func startTestServer(t testing.TB, cfg config) *testServer {
+func startTestServer(t testing.TB, cfg config, mail *mailbox) *testServer {
 	t.Helper()
 	side, err := pgxpool.New(t.Context(), cfg.DatabaseURL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(side.Close)
-	mail := &mailbox{arrived: make(chan struct{}, 1000)}
 	s, _ := startMailServer(t, cfg, mail.deliver)
 	s.mail, s.side = mail, side
 	return s
@@ -240,6 +239,8 @@ type mailbox struct {
 	sent    []message
 	arrived chan struct{}
 }
+
+func newMailbox() *mailbox { return &mailbox{arrived: make(chan struct{}, 1000)} }
 
 func (m *mailbox) deliver(_ context.Context, msg message) error {
 	m.mu.Lock()

@@ -23,7 +23,7 @@ func newProcess(t *testing.T, change func(env map[string]string, p *proxy)) (*pr
 	cfg := testConfig(env["DATABASE_URL"])
 	cfg.SecretKeys = env["SECRET_KEYS"]
 	cfg.secrets, _ = decodeSecrets(cfg.SecretKeys)
-	s := startTestServer(t, cfg)
+	s := startTestServer(t, cfg, newMailbox())
 	m := s.newUser("ada@example.com", "user")
 	network := newProxy(t, env["DATABASE_URL"])
 	change(env, network)
