@@ -68,7 +68,7 @@ func BenchmarkRefresh(b *testing.B) {
 	for _, c := range []struct {
 		connections int
 		throttle    string
-	}{{1, "off"}, {32, "off"}, {32, "on"}} {
+	}{{1, "off"}, {1, "on"}, {32, "off"}, {32, "on"}} {
 		b.Run(fmt.Sprintf("connections=%d/throttle=%s", c.connections, c.throttle), func(b *testing.B) {
 			s := newBenchServer(b, c.throttle)
 			bare := startBare(b, s)

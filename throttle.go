@@ -130,14 +130,11 @@ type throttleCount struct {
 	Left  time.Duration // until the window ends
 }
 
-// upsertThrottles adds one to each counter, or begins its next window. Rows are taken in the order of their keys. It does
-// not wait for the disk: many share a counter and wait for each other, and what a crash of PostgreSQL takes away is the
-// counts of its last second.
+// upsertThrottles adds one to each counter, or begins its next window. Rows are taken in the order of their keys.
 func (d db) upsertThrottles(ctx context.Context, keys []string, windows []time.Duration) ([]throttleCount, error) {
 	return many[throttleCount](ctx, d, `
 		insert into throttles as t (key, count, ends_at)
-		select key, 1, now() + window_length from unnest($1::text[], $2::interval[]) as k (key, window_length),
-			set_config('synchronous_commit', 'off', true) order by key
+		select key, 1, now() + window_length from unnest($1::text[], $2::interval[]) as k (key, window_length) order by key
 		on conflict (key) do update set
 			count = case when t.ends_at > now() then t.count + 1 else 1 end,
 			ends_at = case when t.ends_at > now() then t.ends_at else excluded.ends_at end
@@ -146,7 +143,7 @@ func (d db) upsertThrottles(ctx context.Context, keys []string, windows []time.D
 
 func (d db) decrementThrottles(ctx context.Context, keys []string) error {
 	return d.exec(ctx, `
-		update throttles set count = count - 1 from set_config('synchronous_commit', 'off', true)
+		update throttles set count = count - 1
 		where key in (select key from throttles where key = any($1) order by key for no key update) and count > 0`, keys)
 }
 
