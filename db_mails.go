@@ -28,8 +28,8 @@ type newMail struct {
 
 // insertMail puts a mail into the outbox, in the transaction that causes it. A mail without an account or an invitation
 // is nobody's: it counts as sent, and costs the same (R37). More than one a minute or five an hour of a kind and address
-// are left out silently, unless THROTTLE is off; another invitation has a minute of its own (R42). Addresses are canonical here: to is
-// the very one of the account's row (R65). The caller holds a lock on the account.
+// are left out silently, unless THROTTLE is off; each invitation has a minute of its own (R42). An account is found by
+// its canonical address, so a mail to owner goes to the one in the row (R65). The caller holds a lock on the account.
 func (d db) insertMail(ctx context.Context, m newMail) error {
 	_, err := d.insertMailOf(ctx, m)
 	return err

@@ -108,8 +108,8 @@ type changeEmailInput struct {
 	Password string `json:"password" is:"password"`
 }
 
-// changeEmail asks the new address to confirm, and tells the old one. An address that is taken gets no mail, and the
-// caller the same answer (R37, R66).
+// changeEmail asks the new address to confirm, and tells the old one. Whoever has the new address already is told so;
+// the caller gets the same answer (R37, R66).
 func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput) (accepted, error) {
 	account, err := s.db.accountByEmail(ctx, c.user.Email)
 	if err != nil {
