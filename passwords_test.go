@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -301,6 +302,36 @@ func TestDummyPasswordHash(t *testing.T) {
 	}
 }
 
+// R32: the megabytes of a hash are free before the next one takes its own, however seldom garbage is collected. Not
+// parallel: it measures the heap.
+func TestHashesFreeTheirMemory(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	runtime.GC()
+	p := newPasswords(12, currentParams)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 5 {
+		if _, err := p.hash(t.Context(), testPassword); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if after.HeapAlloc > before.HeapAlloc+uint64(currentParams.memory)<<10 {
+		t.Errorf("the heap grew from %d to %d bytes", before.HeapAlloc, after.HeapAlloc)
+	}
+	// What is small is left to the collector.
+	cheap := newPasswords(12, testCost)
+	for range 20 {
+		if _, err := cheap.hash(t.Context(), testPassword); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var last runtime.MemStats
+	if runtime.ReadMemStats(&last); last.NumGC != after.NumGC {
+		t.Errorf("%d collections for 20 small hashes", last.NumGC-after.NumGC)
+	}
+}
+
 // R32: never more at work than the gate has places, whoever hurries; who is refused or gives up takes no place.
 func TestPasswordGate(t *testing.T) {
 	t.Parallel()
@@ -326,6 +357,7 @@ func TestPasswordGate(t *testing.T) {
 	for range cap(p.gate) {
 		p.gate <- struct{}{}
 	}
+	refusedBefore := p.refused.Load()
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := p.hash(ended, testPassword); err != errOverloaded {
@@ -336,8 +368,19 @@ func TestPasswordGate(t *testing.T) {
 			t.Errorf("verify %s: %v", name, err)
 		}
 	}
+	if refused := p.refused.Load() - refusedBefore; refused != 4 || p.waiting.Load() != 0 {
+		t.Errorf("%d counted as refused of 4, %d as waiting", refused, p.waiting.Load())
+	}
+	waited := make(chan error)
+	go func() { _, err := p.hash(t.Context(), testPassword); waited <- err }()
+	for p.waiting.Load() != 1 {
+		runtime.Gosched()
+	}
 	for range cap(p.gate) {
 		<-p.gate
+	}
+	if err := <-waited; err != nil || p.waiting.Load() != 0 {
+		t.Errorf("whoever waited: %v, %d still wait", err, p.waiting.Load())
 	}
 	if ok, _, err := p.verify(t.Context(), testPasswordHash(), testPassword); !ok || err != nil || len(p.gate) != 0 {
 		t.Error(ok, err, len(p.gate))
