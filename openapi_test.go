@@ -114,6 +114,9 @@ func checkAgainstDocument(t testing.TB, r *http.Request, response *http.Response
 		return
 	}
 	item := apiDocument().Paths.Find(path)
+	if s := response.StatusCode; s > 400 && s < 500 && s != 413 && !strings.Contains(item.GetOperation(r.Method).Description, strconv.Itoa(s)) {
+		t.Errorf("%s %s: openapi.json does not say %d", r.Method, path, s)
+	}
 	route := &routers.Route{Spec: apiDocument(), Path: path, PathItem: item, Method: r.Method, Operation: item.GetOperation(r.Method)}
 	err := openapi3filter.ValidateResponse(r.Context(), &openapi3filter.ResponseValidationInput{
 		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: r, Route: route},
@@ -133,6 +136,16 @@ type generator struct {
 	rules   map[string]rule
 	schemas object
 }
+
+// stateRefusals are the statuses of a call that its columns and its input do not imply. Every refusal that any test
+// receives is checked against the description that they end in.
+var stateRefusals = map[string][]string{
+	"register": {"403", "409"}, "acceptInvitationAsNewUser": {"409"}, "acceptInvitation": {"403"}, "deleteMe": {"403", "409"},
+	"createUser": {"409"}, "updateUser": {"409"}, "deleteUser": {"409"}, "listOrganizations": {"403"}, "createOrganization": {"409"},
+	"updateOrganization": {"409"}, "createMembership": {"409"}, "updateMembership": {"409"}, "deleteMembership": {"409"}, "createInvitation": {"409"},
+}
+
+const exampleID = "01a20f0d-80c2-717f-882a-45ec3fd351dd"
 
 func newDocument() object {
 	g := &generator{rules: newRules(newPasswords(12, currentParams)), schemas: object{}}
@@ -168,7 +181,8 @@ func newDocument() object {
 		"info": object{
 			"title": "roster", "version": "1",
 			"description": "Accounts, sign-in and team memberships. Errors are RFC 9457 problems with a stable `code`; " +
-				"the OAuth endpoints answer in the shape of RFC 6749 instead.",
+				"the OAuth endpoints answer in the shape of RFC 6749 instead. Besides what it says itself, every call refuses " +
+				"what it cannot read (400), what is too large (413), and what comes while it is overloaded (503).",
 			"license": object{"name": "MIT", "identifier": "MIT"},
 		},
 		"servers": []any{object{"url": "/"}},
@@ -177,8 +191,10 @@ func newDocument() object {
 		"components": object{
 			"schemas": g.schemas,
 			"responses": object{
-				"Problem":    object{"description": "A refusal: RFC 9457.", "content": object{"application/problem+json": object{"schema": problemRef}}},
-				"OAuthError": object{"description": "A refusal: RFC 6749 section 5.2.", "content": object{"application/json": object{"schema": object{"$ref": "#/components/schemas/OauthError"}}}},
+				"Problem": object{"description": "A refusal: RFC 9457.", "content": object{"application/problem+json": object{"schema": problemRef,
+					"example": object{"title": "Not Found", "status": 404, "detail": errNotFound.Detail, "code": errNotFound.Code, "request_id": exampleID}}}},
+				"OAuthError": object{"description": "A refusal: RFC 6749 section 5.2.", "content": object{"application/json": object{"schema": object{"$ref": "#/components/schemas/OauthError"},
+					"example": object{"error": errInvalidGrant.OAuth, "error_description": errInvalidGrant.Detail, "code": errInvalidGrant.Code, "request_id": exampleID}}}},
 			},
 			"securitySchemes": object{"signIn": object{
 				"type": "oauth2", "description": "The access token of POST /v1/auth/token.",
@@ -252,24 +268,29 @@ func (g *generator) operation(rt route, path string) object {
 	}
 	responses := object{"default": failure}
 	op := object{"operationId": rt.operation, "summary": rt.summary, "tags": []any{tagOf(path)}, "responses": responses}
+	description, refusals := "", []string{}
 	if rt.access != public {
 		op["security"] = []any{object{"signIn": []any{}}}
-		op["description"] = "Who may call: " + whoMayCall(rt.access) + "."
+		description = "Who may call: " + whoMayCall(rt.access) + ". "
 		responses["401"] = failure
+		refusals = append(refusals, "401")
 		if rt.access != signedIn {
-			responses["403"] = failure
+			refusals = append(refusals, "403")
 		}
 	} else {
 		op["security"] = []any{}
 	}
 	if rt.limits != nil || rt.operation == "issueToken" { // whose limit depends on the grant
-		responses["429"] = failure
+		refusals = append(refusals, "429")
 	}
 	for _, f := range inputFields(rt.in) {
-		for _, status := range map[string][]string{"path": {"404"}, "query": {"400"}, "header": {"412"},
-			"form": {"400", "413", "415"}, "json": {"400", "413", "415", "422"}}[f.source] {
-			responses[status] = failure
-		}
+		refusals = append(refusals, map[string][]string{"path": {"404"}, "form": {"415"}, "json": {"415", "422"}}[f.source]...)
+	}
+	if refusals = append(refusals, stateRefusals[rt.operation]...); !strings.HasPrefix(rt.pattern, "GET ") && !strings.HasPrefix(rt.pattern, "POST ") {
+		refusals = append(refusals, "412")
+	}
+	if slices.Sort(refusals); len(refusals) > 0 {
+		op["description"] = description + "Refuses with " + strings.Join(slices.Compact(refusals), ", ") + "."
 	}
 	status := http.StatusText(rt.status)
 	code := strconv.Itoa(rt.status)
