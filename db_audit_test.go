@@ -43,7 +43,7 @@ var auditActions = map[string]string{
 }
 
 // auditDetails are the only keys that details have: none is a secret, a name or an address.
-var auditDetails = []string{"role", "from", "disabled", "code"}
+var auditDetails = []string{"role", "from", "disabled", "code", "limit"}
 
 // R43, R79: every route that changes something writes its event in the same transaction: without the event there is no
 // change, and without the change no event. A route that is not in auditActions fails the test.

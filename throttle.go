@@ -62,7 +62,7 @@ func (s *server) limitCalls(ctx context.Context, c caller, limits ...limit) erro
 	for i, l := range limits {
 		attempts[i] = attempt{l, l.of(c)}
 	}
-	return s.count(ctx, attempts...)
+	return s.count(ctx, c, attempts)
 }
 
 // passwordAttempts are the counters of one account, which need not exist (R38).
@@ -76,7 +76,7 @@ func passwordAttempts(c caller, email string) []attempt {
 // attempts at once none slips through, and a refusal takes nothing back (R39). A right password does.
 func (s *server) checkPassword(ctx context.Context, c caller, email, hash, password string) (ok, weak bool, err error) {
 	attempts := passwordAttempts(c, email)
-	if err := s.count(ctx, attempts...); err != nil {
+	if err := s.count(ctx, c, attempts); err != nil {
 		return false, false, err
 	}
 	ok, weak, err = s.passwords.verify(ctx, hash, password)
@@ -86,8 +86,9 @@ func (s *server) checkPassword(ctx context.Context, c caller, email, hash, passw
 	return ok, weak, err
 }
 
-// count raises counters and refuses when one is above its limit.
-func (s *server) count(ctx context.Context, attempts ...attempt) error {
+// count raises counters and refuses when one is above its limit. The first refusal of a window is audited: there may be
+// many, and they change nothing.
+func (s *server) count(ctx context.Context, c caller, attempts []attempt) error {
 	if s.cfg.Throttle == "off" || len(attempts) == 0 {
 		return nil
 	}
@@ -100,11 +101,16 @@ func (s *server) count(ctx context.Context, attempts ...attempt) error {
 		return err
 	}
 	var wait time.Duration
-	for _, c := range counts {
-		i := slices.Index(keysOf(attempts), c.Key)
-		if c.Count > attempts[i].limit.count {
-			wait = max(wait, c.Left)
-			s.metrics.throttled.WithLabelValues(attempts[i].limit.name).Inc()
+	for _, now := range counts {
+		l := attempts[slices.Index(keysOf(attempts), now.Key)].limit
+		if now.Count > l.count {
+			wait = max(wait, now.Left)
+			s.metrics.throttled.WithLabelValues(l.name).Inc()
+		}
+		if now.Count == l.count+1 {
+			if err := s.db.audit(ctx, c, "limit.reached", nil, nil, map[string]any{"limit": l.name}); err != nil {
+				return err
+			}
 		}
 	}
 	if wait > 0 {

@@ -27,10 +27,14 @@ func TestThrottleAccount(t *testing.T) {
 		for i := range 10 {
 			[]*testServer{s, other}[i%2].signInFrom(fmt.Sprint("192.0.2.", i), strings.ToUpper(email), "wrong password").want(400, "invalid_grant")
 		}
+		s.signInFrom("192.0.2.99", email, testPassword).want(429, "too_many_attempts")
 		a := other.signInFrom("192.0.2.99", email, testPassword).want(429, "too_many_attempts")
 		if a.header.Get("Retry-After") == "" || a.str("error") != "temporarily_unavailable" {
 			t.Errorf("%v %s", a.header, a.body)
 		}
+	}
+	if n := scalar[int](s, `select count(*) from audit_events where action = 'limit.reached' and detail ->> 'limit' = 'failures/network' and ip is not null`); n != 2 {
+		t.Errorf("%d events, want one an account and window", n)
 	}
 	// R41: another network, live sessions and refresh go on.
 	s.signInFrom("203.0.113.1", m.email, testPassword).want(200, "")
