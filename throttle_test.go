@@ -78,6 +78,13 @@ func TestThrottleForgets(t *testing.T) {
 	s.post("/v1/auth/forgot-password", "", map[string]string{"email": m.email}).want(202, "")
 	s.post("/v1/auth/reset-password", "", map[string]string{"token": s.waitMail(m.email, 1).Token, "password": "a new password 1"}).want(204, "")
 	s.signInFrom("192.0.2.1", m.email, "a new password 1").want(200, "")
+	// A success whose window has ended, or was forgotten, meanwhile takes nothing from the next one.
+	if err := s.db.decrementThrottles(t.Context(), keysOf(passwordAttempts(caller{ip: netip.MustParseAddr("192.0.2.1")}, m.email))); err != nil {
+		t.Fatal(err)
+	}
+	if n := scalar[int](s, "select min(count) from throttles where key like 'failures%'"); n != 0 {
+		t.Errorf("a counter stands at %d", n)
+	}
 }
 
 // R40: thirty credential calls and 150 refreshes of a network in five minutes; who cannot be told is one network.
