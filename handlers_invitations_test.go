@@ -285,7 +285,11 @@ func TestInvitationMailsAreLimited(t *testing.T) {
 	}
 	s.exec(`insert into mails (id, kind, recipient, sent_at, created_at) select gen_random_uuid(), $1, 'last@example.com', now(), now() - interval '2 minutes'
 		from generate_series(1, 5)`, mailResetPassword) // another kind counts apart
-	s.invited(teams[0], teams[0].owner, "last@example.com", "member") // whatever was due before has been sent
+	// Within one minute, each of two organizations may.
+	for _, o := range teams {
+		s.invite(o, o.owner, "last@example.com", "member")
+	}
+	s.waitMail("last@example.com", 2) // whatever was due before has been sent
 	if n := s.mailsTo(victim); n > 5 {
 		t.Errorf("%d mails within the hour", n)
 	}

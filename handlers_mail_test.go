@@ -297,6 +297,52 @@ func TestMailCaps(t *testing.T) {
 	}
 }
 
+// R68: a sender takes the mail that is due longest, past those that others have in hand, are sent or given up, and what
+// becomes of it touches no other.
+func TestOutboxStatements(t *testing.T) {
+	t.Parallel()
+	s := newQuietServer(t)
+	m := s.newUser("ada@example.com", "user")
+	ids := map[string]string{}
+	for name, column := range map[string]string{"first": "null, null, now() - interval '3 minutes'", "second": "null, null, now() - interval '2 minutes'",
+		"sent": "now(), null, now() - interval '5 minutes'", "given up": "null, now(), now() - interval '4 minutes'", "later": "null, null, now() + interval '1 hour'"} {
+		ids[name] = newID()
+		s.exec("insert into mails (id, user_id, kind, recipient, sent_at, failed_at, next_attempt_at) values ($1, $2, 'reset_password', 'ada@example.com', "+column+")", ids[name], m.id)
+	}
+	lease := func(d db, want string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if got, err := d.leaseMail(ctx, time.Minute); got.ID != ids[want] || (want == "") != errors.Is(err, pgx.ErrNoRows) {
+			t.Errorf("leased %v %v, want the %s", got, err, want)
+		}
+	}
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease(db{q: tx}, "first")
+	lease(s.db, "second")
+	lease(s.db, "")
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.db.updateMailRetry(t.Context(), ids["first"], time.Hour), s.db.updateMailFailed(t.Context(), ids["second"]), s.db.updateMailSent(t.Context(), ids["later"])); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"first": "in 60 min", "second": "failed", "sent": "sent", "given up": "failed", "later": "sent"} {
+		if got := scalar[string](s, `select concat_ws(' ', case when sent_at is not null then 'sent' end, case when failed_at is not null then 'failed' end,
+			case when sent_at is null and failed_at is null then 'in ' || round(extract(epoch from next_attempt_at - now()) / 60) || ' min' end)
+			from mails where id = $1`, ids[name]); got != want {
+			t.Errorf("the %s is %s, want %s", name, got, want)
+		}
+	}
+	err = s.db.upsertMailToken(t.Context(), hashMailToken("x"), mailRow{ID: ids["given up"]}, purposeResetPassword, time.Hour, nil)
+	if !errors.Is(err, pgx.ErrNoRows) {
+		t.Error("a token for a mail that was given up:", err)
+	}
+}
+
 // R42: another kind, and another address, count apart.
 func TestMailCapsCountApart(t *testing.T) {
 	t.Parallel()
