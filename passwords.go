@@ -63,7 +63,7 @@ func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer leave()
+	defer leave(p.cost.memory)
 	salt := make([]byte, 16)
 	rand.Read(salt)
 	return encodePHC(p.cost, salt, p.cost.key(password, salt, 32)), nil
@@ -82,19 +82,19 @@ func (p *passwords) verify(ctx context.Context, phc, password string) (ok, weak 
 	if err != nil {
 		return false, false, err
 	}
-	defer leave()
+	defer leave(stored.memory)
 	return stored.matches(password) && readable, stored.cost != p.cost, nil
 }
 
-// enter waits for a place in the gate.
-func (p *passwords) enter(ctx context.Context) (leave func(), err error) {
+// enter waits for a place in the gate; leave is told how many KiB the hash used.
+func (p *passwords) enter(ctx context.Context) (leave func(memory uint32), err error) {
 	ctx, cancel := context.WithTimeout(ctx, gateWait)
 	defer cancel()
 	p.waiting.Add(1)
 	defer p.waiting.Add(-1)
 	select {
 	case p.gate <- struct{}{}:
-		return func() { collectHash(); <-p.gate }, nil
+		return func(memory uint32) { collectHash(memory); <-p.gate }, nil
 	case <-ctx.Done():
 		p.refused.Add(1)
 		return nil, errOverloaded
@@ -103,10 +103,9 @@ func (p *passwords) enter(ctx context.Context) (leave func(), err error) {
 
 // collectHash frees the megabytes that a hash used, or those of the next ones would pile up on them until the heap is
 // five times what lives in it (R32). Where far more lives, they do not matter, and looking through it costs more.
-func collectHash() {
-	heap := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}
-	runtimemetrics.Read(heap)
-	if live, all := heap[0].Value.Uint64(), heap[1].Value.Uint64(); live < 64<<20 && all > live+16<<20 {
+func collectHash(memory uint32) {
+	live := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	if runtimemetrics.Read(live); memory >= 1024 && live[0].Value.Uint64() < 64<<20 {
 		runtime.GC()
 	}
 }

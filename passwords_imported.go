@@ -28,6 +28,7 @@ const (
 // storedHash is a hash that was parsed and found affordable.
 type storedHash struct {
 	matches func(password string) bool
+	memory  uint32       // KiB that it takes, for the kinds that take much
 	cost    argon2Params // of Argon2id; zero for the others
 }
 
@@ -74,7 +75,7 @@ func parseArgon2(phc string) (storedHash, error) {
 	if f[1] == "argon2i" {
 		derive = argon2.Key
 	}
-	stored := storedHash{matches: func(password string) bool {
+	stored := storedHash{memory: a.memory, matches: func(password string) bool {
 		return equal(derive([]byte(password), salt, a.time, a.memory, a.threads, uint32(len(want))), want) // #nosec G115 -- below maxHashBytes
 	}}
 	if f[1] == "argon2id" {
@@ -118,7 +119,7 @@ func parseScrypt(phc string) (storedHash, error) {
 	if err != nil {
 		return storedHash{}, err
 	}
-	return storedHash{matches: func(password string) bool {
+	return storedHash{memory: uint32(128 * r << ln >> 10), matches: func(password string) bool { // #nosec G115 -- at most maxScryptBytes
 		got, err := scrypt.Key([]byte(password), salt, 1<<ln, r, p, len(want))
 		return err == nil && equal(got, want)
 	}}, nil

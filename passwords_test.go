@@ -342,7 +342,7 @@ func TestPasswordGate(t *testing.T) {
 		if err != nil {
 			return false
 		}
-		defer leave()
+		defer leave(0)
 		now := inside.Add(1)
 		defer inside.Add(-1)
 		for m := most.Load(); now > m && !most.CompareAndSwap(m, now); m = most.Load() {
