@@ -272,7 +272,6 @@ func (g *generator) operation(rt route, path string) object {
 	if rt.access != public {
 		op["security"] = []any{object{"signIn": []any{}}}
 		description = "Who may call: " + whoMayCall(rt.access) + ". "
-		responses["401"] = failure
 		refusals = append(refusals, "401")
 		if rt.access != signedIn {
 			refusals = append(refusals, "403")
