@@ -23,7 +23,7 @@ func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string
 	if err != nil {
 		return nil, err
 	}
-	return &server{cfg: cfg, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
+	return &server{cfg: cfg, pool: pool, db: db{pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
 }
 
 // runAdmin is the command: admin EMAIL [--password-stdin]. It makes a platform admin of the account, which it makes or

@@ -278,7 +278,7 @@ func newBenchServer(b *testing.B, throttle string) *testServer {
 // in memory would make garbage collection rarer than in production.
 func signInOver(b *testing.B, s *testServer, n int) member {
 	email := fmt.Sprintf("bench%d@example.com", n)
-	u, err := s.db.insertUser(b.Context(), newID(), email, "Grace Hopper", "user", testPasswordHash(), true)
+	u, err := s.db.insertUser(b.Context(), newUser{newID(), email, "Grace Hopper", "user", testPasswordHash(), true})
 	if err != nil {
 		b.Fatal(err)
 	}

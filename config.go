@@ -46,12 +46,15 @@ type config struct {
 	MailFrom          string         `env:"MAIL_FROM"`
 	SMTPURL           string         `env:"SMTP_URL"`
 	Throttle          string         `env:"THROTTLE, default=on"`
+	Limits            string         `env:"LIMITS"`
 	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s"`
 	LogLevel          slog.Level     `env:"LOG_LEVEL, default=INFO"`
 	LogFormat         string         `env:"LOG_FORMAT, default=json"`
 
 	// secrets is SECRET_KEYS decoded; the first signs.
 	secrets [][]byte
+	// limits is the table of throttle.go with the numbers of LIMITS.
+	limits map[string]limit
 	// smtp is SMTP_URL; nil when it is not set.
 	smtp *smtpSender
 	// dev is set by the command, never by the environment: it allows plain HTTP and plain SMTP.
@@ -182,6 +185,9 @@ func (cfg *config) check(p *problems) {
 	}
 	if cfg.Throttle != "on" && cfg.Throttle != "off" {
 		p.add("THROTTLE", "must be on or off")
+	}
+	if cfg.limits, err = parseLimits(cfg.Limits); err != nil {
+		p.add("LIMITS", "%v", err)
 	}
 	if cfg.LogFormat != "json" && cfg.LogFormat != "text" {
 		p.add("LOG_FORMAT", "must be json or text")

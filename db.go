@@ -24,10 +24,7 @@ type querier interface {
 }
 
 // db is where the SQL lives: one method a statement, in the files db_*.go.
-type db struct {
-	q        querier
-	uncapped bool // THROTTLE=off: as many mails as are asked for
-}
+type db struct{ q querier }
 
 // inTx runs fn in a transaction, which commits when fn returns nil. What must survive a refusal is committed before
 // the refusal is returned, never inside fn. fn runs up to three times when PostgreSQL broke a deadlock or what it read
@@ -35,7 +32,7 @@ type db struct {
 // worked, so it is never tried again (R82).
 func (d db) inTx(ctx context.Context, fn func(tx db) error) error {
 	for attempt := 1; ; attempt++ {
-		err := pgx.BeginFunc(ctx, d.q, func(tx pgx.Tx) error { return fn(db{tx, d.uncapped}) })
+		err := pgx.BeginFunc(ctx, d.q, func(tx pgx.Tx) error { return fn(db{tx}) })
 		if stale := d.stalePlan(err); attempt == 3 || !stale && !retryable(err) {
 			return err
 		}

@@ -23,6 +23,21 @@ func (d db) audit(ctx context.Context, c caller, action string, organizationID, 
 	return err
 }
 
+// erasedAtOnce is how many events of a user lose their client address with the account; prune does the rest.
+const erasedAtOnce = 1000
+
+// eraseAddresses takes the client addresses out of the newest events that tell of a user's own doing, at most most of
+// each kind, and returns how many it took.
+func (d db) eraseAddresses(ctx context.Context, userID string, most int) (int64, error) {
+	tag, err := d.execTag(ctx, `
+		update audit_events set ip = null where id in (
+			(select id from audit_events where actor_id = $1 and ip is not null order by id desc limit $2)
+			union all
+			(select id from audit_events where subject_id = $1 and actor_id is null and ip is not null order by id desc limit $2))`,
+		userID, most)
+	return tag.RowsAffected(), err
+}
+
 // auditEvents lists the trail, newest first, one more than the page holds. The plan depends on which filter is given,
 // so it is made for each call.
 func (d db) auditEvents(ctx context.Context, in listAuditEventsInput) ([]auditEvent, error) {
@@ -57,7 +72,7 @@ type exportedMail struct {
 // maxExportedEvents bounds the newest events of an export: it is made in memory.
 const maxExportedEvents = 10_000
 
-// exportUser reads one snapshot.
+// exportUser reads one snapshot. What is found by the address belongs to whoever proved it (R105).
 func (d db) exportUser(ctx context.Context, u user, current string) (e export, err error) {
 	e.User = u
 	everything := pageInput{Limit: math.MaxInt32}
@@ -65,7 +80,7 @@ func (d db) exportUser(ctx context.Context, u user, current string) (e export, e
 		if _, err := tx.q.Exec(ctx, `set transaction isolation level repeatable read read only`); err != nil {
 			return err
 		}
-		a, err := tx.accountByEmail(ctx, u.Email)
+		a, err := tx.accountByID(ctx, u.ID)
 		if err != nil {
 			return orElse(err, errInvalidToken)
 		}
@@ -78,13 +93,13 @@ func (d db) exportUser(ctx context.Context, u user, current string) (e export, e
 		}
 		if e.Invitations, err = many[invitation](ctx, tx, `
 			select id, email, role, invited_by, created_at, expires_at from invitations
-			where email = $1 or invited_by = $2 order by id desc`, u.Email, u.ID); err != nil {
+			where email = $1 and $3 or invited_by = $2 order by id desc`, u.Email, u.ID, u.EmailVerified); err != nil {
 			return err
 		}
 		if e.Mails, err = many[exportedMail](ctx, tx, `
 			select kind, recipient, created_at, sent_at from mails
-			where user_id = $1 and kind <> $3 or recipient = $2 order by id desc`,
-			u.ID, u.Email, mailChangeEmail); err != nil { // to other addresses they would tell which have an account (R37)
+			where user_id = $1 and kind <> $3 or recipient = $2 and $4 order by id desc`,
+			u.ID, u.Email, mailChangeEmail, u.EmailVerified); err != nil { // to other addresses they would tell which have an account (R37)
 			return err
 		}
 		e.AuditEvents, err = many[auditEvent](ctx, tx, `

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"time"
 )
@@ -18,42 +17,28 @@ type mailRow struct {
 
 // newMail is a mail to be sent.
 type newMail struct {
-	kind       string
-	owner      string // address of the account that it is about
-	active     bool   // only if that account is not disabled
-	to         string // where it goes, if not to owner
-	session    *string
-	invitation *string
+	kind         string
+	owner        string // address of the account that it is about
+	active       bool   // only if that account is not disabled
+	to           string // where it goes, if not to owner
+	session      *string
+	invitation   *string
+	registration *string
 }
 
-// insertMail puts a mail into the outbox, in the transaction that causes it. A mail without an account or an invitation
-// is nobody's: it counts as sent, and costs the same (R37). More than one a minute or five an hour of a kind and address
-// are left out silently, unless THROTTLE is off; each invitation has a minute of its own (R42). An account is found by
-// its canonical address, so a mail to owner goes to the one in the row (R65). The caller holds a lock on the account.
-func (d db) insertMail(ctx context.Context, m newMail) error {
-	_, err := d.insertMailOf(ctx, m)
-	return err
-}
-
-// insertMailOf is insertMail without a lock on the account; it returns whose the mail is, nil for nobody's.
-func (d db) insertMailOf(ctx context.Context, m newMail) (owner *string, err error) {
-	m.to = cmp.Or(m.to, m.owner)
-	// Those who mail one kind to one address wait for each other, so that none counts past another. It comes after the
-	// lock on the account.
-	if err := d.exec(ctx, `select pg_advisory_xact_lock(hashtextextended($1 || ' ' || $2, 0))`, m.kind, m.to); err != nil {
-		return nil, err
-	}
+// insertMail returns whose the mail is, nil for nobody's: without an account, an invitation or a registration it counts
+// as sent, and costs the same (R37). An account is found by its canonical address, so a mail to owner goes to the one in
+// the row (R65).
+func (d db) insertMail(ctx context.Context, m newMail) (owner *string, err error) {
 	err = d.q.QueryRow(ctx, `
 		with owner as (select id from users where email = $3 and not (disabled and $4)),
 		mail as (
-			insert into mails (id, kind, user_id, recipient, session_id, invitation_id, sent_at)
-			select $1, $2, owner.id, $5, $6, $7, case when owner.id is null and $7::uuid is null then now() end
-			from (select) as asked left join owner on true
-			where $8 or not exists (select from mails m where m.recipient = $5 and m.kind = $2
-					and m.invitation_id is not distinct from $7 and m.created_at > now() - interval '1 minute')
-				and (select count(*) from mails m where m.recipient = $5 and m.kind = $2
-					and m.created_at > now() - interval '1 hour') < 5)
-		select (select id from owner)`, newID(), m.kind, m.owner, m.active, m.to, m.session, m.invitation, d.uncapped).Scan(&owner)
+			insert into mails (id, kind, user_id, recipient, session_id, invitation_id, registration_id, sent_at)
+			select $1, $2, owner.id, $5, $6, $7, $8,
+				case when owner.id is null and $7::uuid is null and $8::uuid is null then now() end
+			from (select) as asked left join owner on true)
+		select (select id from owner)`,
+		newID(), m.kind, m.owner, m.active, m.to, m.session, m.invitation, m.registration).Scan(&owner)
 	return owner, err
 }
 

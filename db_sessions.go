@@ -83,13 +83,15 @@ func (d db) rotateSession(ctx context.Context, id string, generation int32, c ca
 type replayedSession struct {
 	user       // id and role alone
 	Replayable bool
+	Late       bool // after the grace
 }
 
 // sessionForReplay returns the session of a genuine token that is not the newest; pgx.ErrNoRows when it has ended.
 // Replayable: the token is the immediate predecessor, and its successor is younger than grace or was never used (R54).
 func (d db) sessionForReplay(ctx context.Context, id string, generation int32, grace time.Duration) (replayedSession, error) {
 	return oneBy(ctx, d, pgx.RowToStructByNameLax[replayedSession], `
-		select u.id, u.role, s.generation = $2 + 1 and (not s.confirmed or s.rotated_at > now() - $3::interval) as replayable
+		select u.id, u.role, s.generation = $2 + 1 and (not s.confirmed or s.rotated_at > now() - $3::interval) as replayable,
+			s.rotated_at <= now() - $3::interval as late
 		from sessions s join users u on u.id = s.user_id
 		where s.id = $1 and s.expires_at > now() and not u.disabled`, id, generation, grace)
 }

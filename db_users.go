@@ -14,29 +14,47 @@ type account struct {
 	PasswordHash  string // empty: no password was set
 	EmailVerified bool
 	Disabled      bool
+	Pending       bool // it is only a registration
 }
 
+// accountByEmail finds whoever signs in by an address: its account, or else its registration, in the same time.
 func (d db) accountByEmail(ctx context.Context, email string) (account, error) {
 	return one[account](ctx, d, `
-		select id, email, coalesce(password_hash, '') as password_hash, email_verified, disabled
-		from users where email = $1`, email)
+		select id, email, coalesce(password_hash, '') as password_hash, email_verified, disabled, false as pending
+		from users where email = $1
+		union all
+		select id, email, password_hash, false, false, true from registrations where email = $1 and expires_at > now()
+		order by pending limit 1`, email)
+}
+
+func (d db) accountByID(ctx context.Context, id string) (account, error) {
+	return one[account](ctx, d, `
+		select id, email, coalesce(password_hash, '') as password_hash, email_verified, disabled, false as pending
+		from users where id = $1`, id)
 }
 
 // accountByMailToken returns the owner of a live token without consuming it.
 func (d db) accountByMailToken(ctx context.Context, hash []byte, purpose string) (account, error) {
 	return one[account](ctx, d, `
-		select u.id, u.email, coalesce(u.password_hash, '') as password_hash, u.email_verified, u.disabled
+		select u.id, u.email, coalesce(u.password_hash, '') as password_hash, u.email_verified, u.disabled, false as pending
 		from mail_tokens t join users u on u.id = t.user_id
 		where t.token_hash = $1 and t.purpose = $2 and t.expires_at > now() and not u.disabled`, hash, purpose)
 }
 
-// insertUser fails on users_email_key when the address has an account. verified: it needs no proof.
-func (d db) insertUser(ctx context.Context, id, email, name, role, passwordHash string, verified bool) (user, error) {
+// newUser is an account to be made.
+type newUser struct {
+	ID, Email, Name, Role string
+	PasswordHash          string // empty: none
+	EmailVerified         bool   // the address needs no proof
+}
+
+// insertUser fails on users_email_key when the address has an account.
+func (d db) insertUser(ctx context.Context, u newUser) (user, error) {
 	return one[user](ctx, d, `
 		insert into users (id, email, name, role, password_hash, email_verified)
 		values ($1, $2, $3, $4, nullif($5, ''), $6)
 		returning id, email, name, role, email_verified, disabled, created_at, updated_at`,
-		id, email, name, role, passwordHash, verified)
+		u.ID, u.Email, u.Name, u.Role, u.PasswordHash, u.EmailVerified)
 }
 
 func (d db) userByID(ctx context.Context, id string) (user, error) {
@@ -73,30 +91,6 @@ func (d db) updateUser(ctx context.Context, in updateUserInput) (user, error) {
 		in.UserID, in.Name, in.Role, in.Disabled, in.IfMatch)
 }
 
-// insertOrReplaceUnverified makes an account, or replaces name and password of one whose address is unconfirmed. The
-// id is empty when the address belongs to somebody: confirmed it, or uses the account without, as EMAIL_VERIFICATION=false
-// allows; unless proved, that is unless the mailbox says so. One row is locked and written in either case.
-func (d db) insertOrReplaceUnverified(ctx context.Context, id, email, name, passwordHash string, proved bool) (string, error) {
-	var got string
-	err := d.q.QueryRow(ctx, `
-		insert into users as u (id, email, name, password_hash)
-		values ($1, $2, $3, $4)
-		on conflict (email) do update set name = excluded.name, password_hash = excluded.password_hash
-		where not u.email_verified and not u.disabled and ($5 or u.role = 'user'
-			and not exists (select from sessions s where s.user_id = u.id)
-			and not exists (select from memberships m where m.user_id = u.id))
-		returning u.id`, id, email, name, passwordHash, proved).Scan(&got)
-	return got, orElse(err, nil)
-}
-
-// updateEmailVerified confirms the address of an account whose password hash is still the given one; pgx.ErrNoRows
-// otherwise.
-func (d db) updateEmailVerified(ctx context.Context, id, passwordHash string) error {
-	return d.execOne(ctx, `
-		update users set email_verified = true
-		where id = $1 and password_hash = $2`, id, passwordHash)
-}
-
 // updatePasswordHash replaces old by new; pgx.ErrNoRows when old is not the password any more.
 func (d db) updatePasswordHash(ctx context.Context, id, old, new string) error {
 	return d.execOne(ctx, `
@@ -113,15 +107,9 @@ func (d db) lockUserWithPassword(ctx context.Context, id, passwordHash string) (
 		for no key update`, id, passwordHash)
 }
 
-// lockActiveUser and lockActiveUserByEmail lock the row of a user who is not disabled; pgx.ErrNoRows otherwise. The
-// latter returns the id.
+// lockActiveUser locks the row of a user who is not disabled; pgx.ErrNoRows otherwise.
 func (d db) lockActiveUser(ctx context.Context, id string) error {
 	return d.execOne(ctx, `select id from users where id = $1 and not disabled for no key update`, id)
-}
-
-func (d db) lockActiveUserByEmail(ctx context.Context, email string) (id string, err error) {
-	err = d.q.QueryRow(ctx, `select id from users where email = $1 and not disabled for no key update`, email).Scan(&id)
-	return id, err
 }
 
 // updatePasswordByMail sets the password of a user who proved the mailbox.
@@ -139,10 +127,14 @@ func (d db) updateVerified(ctx context.Context, id string) error {
 	return d.exec(ctx, `update users set email_verified = true where id = $1 and not email_verified`, id)
 }
 
-// lockAdmins locks the active platform admins, in the order of their ids.
-func (d db) lockAdmins(ctx context.Context) error {
-	return d.exec(ctx, `
-		select id from users where role = 'admin' and not disabled order by id for no key update`)
+// lockPlatform takes the lock of everything that decides who is a platform admin, before any row.
+func (d db) lockPlatform(ctx context.Context) error {
+	return d.exec(ctx, `select pg_advisory_xact_lock(hashtext('roster/admins'))`)
+}
+
+// activeAdmin is pgx.ErrNoRows unless a user is a platform admin at this moment.
+func (d db) activeAdmin(ctx context.Context, id string) error {
+	return d.execOne(ctx, `select id from users where id = $1 and role = 'admin' and not disabled`, id)
 }
 
 // anyAdmin is pgx.ErrNoRows when there is no active platform admin.
@@ -157,29 +149,32 @@ func (d db) lockUser(ctx context.Context, id string) (user, error) {
 		from users where id = $1 for no key update`, id)
 }
 
-// deleteUser takes sessions, tokens, mails, memberships and invitations along, also those that only know the address,
-// and the client addresses from the audit trail; pgx.ErrNoRows when the version is not one of those allowed.
+// deleteUser takes sessions, tokens, memberships and mails along, and what was found by the address if it was proved:
+// nobody's mails, invitations, registrations (R105). The client addresses of the audit trail go after it: see
+// eraseUsers. pgx.ErrNoRows when the version is not one of those allowed.
 func (d db) deleteUser(ctx context.Context, u user, allowed versions) error {
-	return inOrder(
-		d.exec(ctx, `update audit_events set ip = null
-			where (actor_id = $1 or actor_id is null and subject_id = $1) and ip is not null`, u.ID),
-		// What is in the user's name goes with the row; the rest is nobody's, to an address that was theirs, not to one
-		// that they only asked to have.
-		d.exec(ctx, `delete from mails where recipient = $2 or user_id is null and recipient in (
-			select recipient from mails where user_id = $1 and kind <> $3)`, u.ID, u.Email, mailChangeEmail),
-		d.exec(ctx, `delete from invitations where email = $1`, u.Email),
-		d.execOne(ctx, `
-			delete from users
-			where id = $1 and ($2::timestamptz[] is null or updated_at = any($2))`, u.ID, allowed))
+	if u.EmailVerified {
+		// Nobody's mails also to an address that was theirs, not to one that they only asked to have.
+		if err := inOrder(
+			d.exec(ctx, `delete from mails where recipient = $2 or user_id is null and recipient in (
+				select recipient from mails where user_id = $1 and kind <> $3)`, u.ID, u.Email, mailChangeEmail),
+			d.exec(ctx, `delete from invitations where email = $1`, u.Email),
+			d.exec(ctx, `delete from registrations where email = $1`, u.Email)); err != nil {
+			return err
+		}
+	}
+	if err := d.exec(ctx, `insert into erasures (user_id) values ($1)`, u.ID); err != nil {
+		return err
+	}
+	if _, err := d.eraseAddresses(ctx, u.ID, erasedAtOnce); err != nil {
+		return err
+	}
+	return d.execOne(ctx, `
+		delete from users
+		where id = $1 and ($2::timestamptz[] is null or updated_at = any($2))`, u.ID, allowed)
 }
 
 func (d db) emailTaken(ctx context.Context, email string) (taken bool, err error) {
 	err = d.q.QueryRow(ctx, `select exists (select from users where email = $1)`, email).Scan(&taken)
 	return taken, err
-}
-
-// endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
-func (d db) endAccess(ctx context.Context, email, userID string, except *string) error {
-	return inOrder(d.deleteSessions(ctx, userID, except), d.voidMailTokens(ctx, userID),
-		d.insertMail(ctx, newMail{kind: mailPasswordChanged, owner: email}))
 }

@@ -225,7 +225,7 @@ func ensureDevAdmin(ctx context.Context, s *server, password string) (string, er
 		if err != nil {
 			return "", err
 		}
-		_, err = s.db.insertUser(ctx, newID(), devAdmin, "Dev Admin", "admin", hash, true)
+		_, err = s.db.insertUser(ctx, newUser{newID(), devAdmin, "Dev Admin", "admin", hash, true})
 		return password, err
 	}
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -16,7 +17,7 @@ const requestTimeout = 10 * time.Second
 type endpoint struct {
 	operation string // the handler's name, which is also the operationId
 	in, out   reflect.Type
-	limits    []limit
+	limits    []string // their names, see throttle.go
 	// call decodes the input, runs the handler and returns its value. ctx is the handler's.
 	call func(ctx context.Context, s *server, r *http.Request, c caller) (any, error)
 }
@@ -31,9 +32,9 @@ type file struct {
 	content     []byte
 }
 
-// handle turns a handler into an endpoint, which counts every readable call against limits. The compiler ties the
-// documented types to the code.
-func handle[In, Out any](h func(context.Context, caller, In) (Out, error), limits ...limit) endpoint {
+// handle turns a handler into an endpoint, which counts every readable call against limits, and what a signed-in user
+// writes against theirs (R102). The compiler ties the documented types to the code.
+func handle[In, Out any](h func(context.Context, caller, In) (Out, error), limits ...string) endpoint {
 	in := reflect.TypeFor[In]()
 	fields := inputFields(in)
 	return endpoint{operation: nameOf(h), in: in, out: reflect.TypeFor[Out](), limits: limits,
@@ -42,7 +43,11 @@ func handle[In, Out any](h func(context.Context, caller, In) (Out, error), limit
 			if err := s.decode(r, c, fields, reflect.ValueOf(&input).Elem()); err != nil {
 				return nil, err
 			}
-			if err := s.limitCalls(ctx, c, limits...); err != nil {
+			counted := limits
+			if c.user.ID != "" && r.Method != http.MethodGet && r.Method != http.MethodHead {
+				counted = append(slices.Clip(limits), changes)
+			}
+			if err := s.limitCalls(ctx, c, counted...); err != nil {
 				return nil, err
 			}
 			return h(ctx, c, input)

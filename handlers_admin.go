@@ -27,9 +27,30 @@ type createUserInput struct {
 	Password *string `json:"password" is:"new_password"`
 }
 
+// asAdmin is onPlatform for a caller who is a platform admin at that moment: whoever was disabled or demoted while the
+// request waited gets nothing done (R107).
+func (s *server) asAdmin(ctx context.Context, c caller, fn func(tx db) error) error {
+	return s.onPlatform(ctx, func(tx db) error {
+		if err := tx.activeAdmin(ctx, c.user.ID); err != nil {
+			return orElse(err, errForbidden)
+		}
+		return fn(tx)
+	})
+}
+
+// changeUser is what an admin does to the access of a user.
+func (s *server) changeUser(ctx context.Context, c caller, userID string, fn func(tx db, before user) error) error {
+	return s.asAdmin(ctx, c, func(tx db) error {
+		return tx.changeAccess(ctx, userID, func(before user) error { return fn(tx, before) })
+	})
+}
+
 // createUser makes an account. Without a password its owner is mailed a link to choose one, which confirms the
 // address; with one, the admin answers for it.
 func (s *server) createUser(ctx context.Context, c caller, in createUserInput) (u user, err error) {
+	if in.Role == "admin" && !c.recent() {
+		return u, errRecentSignIn
+	}
 	var hash string
 	if in.Password != nil {
 		if err := s.passwords.refuse("/password", *in.Password, in.Email); err != nil {
@@ -39,12 +60,12 @@ func (s *server) createUser(ctx context.Context, c caller, in createUserInput) (
 			return u, err
 		}
 	}
-	err = s.db.inTx(ctx, func(tx db) error {
-		if u, err = tx.insertUser(ctx, newID(), in.Email, in.Name, in.Role, hash, hash != ""); err != nil {
+	err = s.asAdmin(ctx, c, func(tx db) error {
+		if u, err = tx.insertUser(ctx, newUser{newID(), in.Email, in.Name, in.Role, hash, hash != ""}); err != nil {
 			return err
 		}
 		if hash == "" {
-			if err := tx.insertMail(ctx, newMail{kind: mailSetPassword, owner: in.Email}); err != nil {
+			if err := s.mail(ctx, tx, newMail{kind: mailSetPassword, owner: in.Email}); err != nil {
 				return err
 			}
 		}
@@ -72,9 +93,12 @@ type updateUserInput struct {
 }
 
 // updateUser changes an account. Disabling it ends its sessions, tokens and invitations. The last active admin stays
-// one, and nobody takes their own rights away.
+// one, nobody takes their own rights away, and making an admin takes a recent sign-in.
 func (s *server) updateUser(ctx context.Context, c caller, in updateUserInput) (u user, err error) {
-	err = s.changeAccess(ctx, in.UserID, func(tx db, before user) error {
+	err = s.changeUser(ctx, c, in.UserID, func(tx db, before user) error {
+		if in.Role != nil && *in.Role == "admin" && before.Role != "admin" && !c.recent() {
+			return errRecentSignIn
+		}
 		if u, err = tx.updateUser(ctx, in); err != nil {
 			return orElse(err, errStale)
 		}
@@ -102,7 +126,7 @@ type deleteUserInput struct {
 }
 
 func (s *server) deleteUser(ctx context.Context, c caller, in deleteUserInput) (none, error) {
-	return none{}, s.changeAccess(ctx, in.UserID, func(tx db, before user) error {
+	return none{}, s.changeUser(ctx, c, in.UserID, func(tx db, before user) error {
 		if err := tx.deleteUser(ctx, before, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
@@ -114,7 +138,7 @@ func (s *server) deleteUser(ctx context.Context, c caller, in deleteUserInput) (
 }
 
 func (s *server) deleteUserSessions(ctx context.Context, c caller, in userInput) (none, error) {
-	return none{}, s.db.inTx(ctx, func(tx db) error {
+	return none{}, s.asAdmin(ctx, c, func(tx db) error {
 		if _, err := tx.lockUser(ctx, in.UserID); err != nil {
 			return orElse(err, errNotFound)
 		}
@@ -145,7 +169,10 @@ func (s *server) listOrganizationAuditEvents(ctx context.Context, c caller, in l
 	return s.listAuditEvents(ctx, c, listAuditEventsInput{in.pageInput, in.ActorID, &in.OrganizationID, in.Action})
 }
 
-// exportMe is everything stored about the caller, in one document.
+// exportMe is everything stored about the caller, in one document; that it was read is in the trail.
 func (s *server) exportMe(ctx context.Context, c caller, _ none) (export, error) {
+	if err := s.db.audit(ctx, c, "user.exported", nil, &c.user.ID, nil); err != nil {
+		return export{}, err
+	}
 	return s.db.exportUser(ctx, c.user, c.session)
 }

@@ -29,7 +29,7 @@ func (s *testServer) deleteAs(path, token string, header ...http.Header) answer 
 // bareUser makes a user whom nobody signs in.
 func (s *testServer) bareUser(email, name, role string) user {
 	s.t.Helper()
-	u, err := s.db.insertUser(s.t.Context(), newID(), email, name, role, testPasswordHash(), true)
+	u, err := s.db.insertUser(s.t.Context(), newUser{newID(), email, name, role, testPasswordHash(), true})
 	if err != nil {
 		s.t.Fatal(err)
 	}

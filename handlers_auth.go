@@ -15,23 +15,31 @@ type registerInput struct {
 	Name     string `json:"name" is:"name"`
 }
 
-// register starts an account, or starts it again while its address is unconfirmed: the latest registration wins. The
-// answer and the work are the same for an address that has an account; its owner gets a mail instead (R37).
+// register asks the address to confirm. Until then there is no account, only a registration, of which an address has one:
+// the latest. The answer and the work are the same for an address that has an account; its owner gets a mail instead
+// (R37).
 func (s *server) register(ctx context.Context, c caller, in registerInput) (accepted, error) {
 	hash, err := s.hashForRegistration(ctx, in)
 	if err != nil {
 		return accepted{}, err
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
-		id, err := tx.insertOrReplaceUnverified(ctx, newID(), in.Email, in.Name, hash, false)
+		taken, err := tx.emailTaken(ctx, in.Email)
 		if err != nil {
 			return err
 		}
-		kind, action := mailVerifyEmail, "user.registered"
-		if id == "" {
-			kind, action = mailAccountExists, "user.registered_again"
+		id, err := tx.upsertRegistration(ctx, in.Email, in.Name, hash, s.cfg.VerifyTTL)
+		if err != nil {
+			return err
 		}
-		return inOrder(tx.audit(ctx, c, action, nil, nonEmpty(id), nil), tx.insertMail(ctx, newMail{kind: kind, owner: in.Email}))
+		m, action, subject := newMail{kind: mailRegistration, to: in.Email, registration: &id}, "user.registered", &id
+		if taken {
+			m, action, subject = newMail{kind: mailAccountExists, owner: in.Email}, "user.registered_again", nil
+		}
+		if err := s.mail(ctx, tx, m); err != nil {
+			return err
+		}
+		return tx.audit(ctx, c, action, nil, subject, nil)
 	})
 	s.wakeSender()
 	return accepted{"We have sent a mail to this address. The link in it completes the registration."}, err
@@ -44,7 +52,7 @@ func (s *server) registerUnverified(ctx context.Context, c caller, in registerIn
 		return u, err
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
-		if u, err = tx.insertUser(ctx, newID(), in.Email, in.Name, "user", hash, false); err != nil {
+		if u, err = tx.insertUser(ctx, newUser{newID(), in.Email, in.Name, "user", hash, false}); err != nil {
 			return err
 		}
 		return tx.audit(ctx, c, "user.registered", nil, &u.ID, nil)
@@ -82,16 +90,10 @@ func (s *server) issueToken(ctx context.Context, c caller, in issueTokenInput) (
 		if in.Username == nil || in.Password == nil {
 			return tokens{}, invalidRequest("username and password are required for this grant_type.")
 		}
-		if err := s.limitCalls(ctx, c, credentialCalls); err != nil {
-			return tokens{}, err
-		}
 		return s.signIn(ctx, c, *in.Username, *in.Password)
 	case "refresh_token":
 		if in.RefreshToken == nil {
 			return tokens{}, invalidRequest("refresh_token is required for this grant_type.")
-		}
-		if err := s.limitCalls(ctx, c, refreshCalls); err != nil {
-			return tokens{}, err
 		}
 		return s.refresh(ctx, c, *in.RefreshToken)
 	}
@@ -119,7 +121,7 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 		refusal = errInvalidGrant
 	case account.Disabled:
 		refusal = errAccountDisabled
-	case !account.EmailVerified && s.cfg.EmailVerification:
+	case account.Pending || !account.EmailVerified && s.cfg.EmailVerification:
 		refusal = errEmailNotVerified
 	}
 	if refusal != nil {
@@ -129,9 +131,14 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 		return tokens{}, cmp.Or(err, error(refusal))
 	}
 	if weak {
-		if account.PasswordHash, err = s.rehash(ctx, account, password); err != nil {
+		hash, err := s.rehash(ctx, account, password)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return s.signIn(ctx, c, username, password) // what is stored now decides
+		}
+		if err != nil {
 			return tokens{}, err
 		}
+		account.PasswordHash = hash
 	}
 	var session newSession
 	err = s.db.inTx(ctx, func(tx db) (err error) {
@@ -145,26 +152,14 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 	return s.issue(session)
 }
 
-// rehash upgrades a hash that is weaker than today's, unless the password changed meanwhile (R31).
+// rehash upgrades a hash that is weaker than today's (R31); pgx.ErrNoRows when it is not the stored one any more, because
+// another sign-in was first or the password changed.
 func (s *server) rehash(ctx context.Context, account account, password string) (string, error) {
 	hash, err := s.passwords.hash(ctx, password)
 	if err != nil {
 		return "", err
 	}
-	err = s.db.updatePasswordHash(ctx, account.ID, account.PasswordHash, hash)
-	if !errors.Is(err, pgx.ErrNoRows) {
-		return hash, err
-	}
-	// Another sign-in was first, or the password changed: what is stored now decides.
-	now, err := s.db.accountByEmail(ctx, account.Email)
-	if err != nil {
-		return "", orElse(err, errInvalidGrant)
-	}
-	ok, _, err := s.passwords.verify(ctx, now.PasswordHash, password)
-	if err == nil && (!ok || now.ID != account.ID) {
-		err = errInvalidGrant
-	}
-	return now.PasswordHash, err
+	return hash, s.db.updatePasswordHash(ctx, account.ID, account.PasswordHash, hash)
 }
 
 // maxSessions is how many devices a user can be signed in on; the oldest makes room (R56).
@@ -205,7 +200,7 @@ func (s *server) issue(n newSession) (tokens, error) {
 func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, error) {
 	sessionID, generation, err := s.keys.parseRefresh(token)
 	if err != nil {
-		return tokens{}, errInvalidGrant
+		return tokens{}, s.wrong(ctx, c, errInvalidGrant)
 	}
 	u, err := s.db.rotateSession(ctx, sessionID, generation, c, s.cfg)
 	if err == nil {
@@ -218,13 +213,19 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 	if err != nil {
 		return tokens{}, orElse(err, errInvalidGrant)
 	}
+	c.user = found.user
 	if found.Replayable {
+		if found.Late { // a lost reply, or somebody who keeps in step with the owner
+			err = s.db.audit(ctx, c, "session.replayed", nil, &sessionID, nil)
+		}
+		if err != nil {
+			return tokens{}, err
+		}
 		return s.issue(newSession{found.user, sessionID, generation + 1})
 	}
 	s.metrics.reuses.Inc()
 	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.ID)
 	err = s.db.inTx(ctx, func(tx db) error { // committed before the refusal
-		c.user = found.user
 		return inOrder(tx.deleteReusedSession(ctx, sessionID, generation),
 			tx.audit(ctx, c, "session.reuse_detected", nil, &sessionID, nil))
 	})

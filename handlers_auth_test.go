@@ -443,7 +443,7 @@ func TestRehashMeanwhile(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			s := s.in(t)
 			email := fmt.Sprint("ada", i, "@example.com")
-			if _, err := s.db.insertUser(t.Context(), newID(), email, "Ada", "user", weakHash(testPassword), true); err != nil {
+			if _, err := s.db.insertUser(t.Context(), newUser{newID(), email, "Ada", "user", weakHash(testPassword), true}); err != nil {
 				t.Fatal(err)
 			}
 			args := []any{email}
@@ -454,7 +454,7 @@ func TestRehashMeanwhile(t *testing.T) {
 			answered := s.postLater("/v1/auth/token", url.Values{"grant_type": {"password"}, "username": {email}, "password": {testPassword}})
 			s.waitBlocked(1)
 			if tc.change == replace && tc.hash != "" {
-				if _, err := (db{q: tx}).insertUser(t.Context(), newID(), email, "Eve", "user", tc.hash, true); err != nil {
+				if _, err := (db{q: tx}).insertUser(t.Context(), newUser{newID(), email, "Eve", "user", tc.hash, true}); err != nil {
 					t.Fatal(err)
 				}
 			}

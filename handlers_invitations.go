@@ -1,10 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
-
-	"github.com/jackc/pgx/v5"
 )
 
 type createInvitationInput struct {
@@ -41,11 +39,26 @@ func (s *server) createInvitation(ctx context.Context, c caller, in createInvita
 		if i, err = tx.upsertInvitation(ctx, newID(), in.OrganizationID, in.Email, in.Role, c.user.ID, s.cfg.InvitationTTL); err != nil {
 			return err
 		}
-		return inOrder(tx.insertMail(ctx, newMail{kind: mailInvitation, to: in.Email, invitation: &i.ID}),
-			tx.audit(ctx, c, "invitation.created", &in.OrganizationID, &i.ID, map[string]any{"role": in.Role}))
+		if err := s.limitInvitation(ctx, tx, in.OrganizationID, in.Email); err != nil {
+			return err
+		}
+		_, err = tx.insertMail(ctx, newMail{kind: mailInvitation, to: in.Email, invitation: &i.ID})
+		return inOrder(err, tx.audit(ctx, c, "invitation.created", &in.OrganizationID, &i.ID, map[string]any{"role": in.Role}))
 	})
 	s.wakeSender()
 	return i, err
+}
+
+// limitInvitation counts an invitation's mail, and refuses it where one would be left out: what an organization sends
+// takes nothing from what others may send (R42, R108). A refusal is counted nowhere, as tx ends with it.
+func (s *server) limitInvitation(ctx context.Context, tx db, organizationID, email string) error {
+	above, err := s.count(ctx, tx, []counter{
+		s.counter(mailsMinute, mailInvitation, organizationID, hashed(email)), s.counter(invitationMails, organizationID, hashed(email)),
+		s.counter(invitationsAddress, hashed(email)), s.counter(invitationsOrg, organizationID)})
+	for _, now := range above {
+		err = s.tooMany(err, now)
+	}
+	return err
 }
 
 type listInvitationsInput struct {
@@ -84,12 +97,14 @@ type acceptInvitationInput struct {
 // acceptInvitation makes the caller a member. The invitation is for an address, not for whoever has the link (R75); as
 // the token came to that mailbox it confirms the address too. Somebody who is a member keeps their role (R77).
 func (s *server) acceptInvitation(ctx context.Context, c caller, in acceptInvitationInput) (m userMembership, err error) {
-	err = s.takeInvitation(ctx, in.Token, func(tx db, i takenInvitation) error {
-		if i.Email != c.user.Email {
-			return errOtherAddress
-		}
-		if _, err := tx.lockActiveUserByEmail(ctx, c.user.Email); err != nil {
-			return orElse(err, errInvalidToken)
+	i, err := s.db.invitationByToken(ctx, hashMailToken(in.Token))
+	if err != nil {
+		return m, s.deadLink(ctx, c, err)
+	}
+	err = s.takeInvitation(ctx, i.OrganizationID, c.user.ID, in.Token, func(tx db, i takenInvitation) error {
+		// What counts is the address that the caller has now, under the lock.
+		if u, err := tx.userByID(ctx, c.user.ID); err != nil || i.Email != u.Email {
+			return cmp.Or(err, error(errOtherAddress))
 		}
 		if err := tx.updateVerified(ctx, c.user.ID); err != nil {
 			return err
@@ -102,16 +117,17 @@ func (s *server) acceptInvitation(ctx context.Context, c caller, in acceptInvita
 	return m, err
 }
 
-// takeInvitation runs fn in the transaction that consumes an invitation, with its organization locked: of any number
-// of uses at once, one wins.
-func (s *server) takeInvitation(ctx context.Context, token string, fn func(tx db, i takenInvitation) error) error {
-	i, err := s.db.invitationByToken(ctx, hashMailToken(token))
-	if err != nil {
-		return orElse(err, errBadMailToken)
-	}
+// takeInvitation runs fn in the transaction that consumes an invitation, with its organization and then the user who
+// accepts, if there is one yet, locked: of any number of uses at once, one wins (R82).
+func (s *server) takeInvitation(ctx context.Context, organizationID, userID, token string, fn func(tx db, i takenInvitation) error) error {
 	return s.db.inTx(ctx, func(tx db) error {
-		if err := tx.lockOrganization(ctx, i.OrganizationID); err != nil {
+		if err := tx.lockOrganization(ctx, organizationID); err != nil {
 			return orElse(err, errBadMailToken)
+		}
+		if userID != "" {
+			if err := tx.lockActiveUser(ctx, userID); err != nil {
+				return orElse(err, errInvalidToken)
+			}
 		}
 		// Again, now that nobody can renew it: the role is the one of the row (R75).
 		taken, err := tx.deleteInvitationByToken(ctx, hashMailToken(token))
@@ -128,49 +144,40 @@ type acceptInvitationAsNewUserInput struct {
 	Name     string `json:"name" is:"name"`
 }
 
-// acceptInvitationAsNewUser makes account and membership in one step. An unconfirmed account of the address may be
-// somebody else's attempt: its name, password and sessions are replaced (R64). Without EMAIL_VERIFICATION no account is
-// confirmed and all are in use: then none is replaced.
+// acceptInvitationAsNewUser makes account and membership in one step. Whoever has an account signs in first.
 func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acceptInvitationAsNewUserInput) (tokens, error) {
 	i, err := s.db.invitationByToken(ctx, hashMailToken(in.Token))
 	if err != nil {
-		return tokens{}, orElse(err, errBadMailToken)
+		return tokens{}, s.deadLink(ctx, c, err)
 	}
 	if err := s.passwords.refuse("/password", in.Password, i.Email); err != nil {
 		return tokens{}, err
 	}
-	account, err := s.db.accountByEmail(ctx, i.Email)
-	switch {
-	case err == nil && (account.EmailVerified || !s.cfg.EmailVerification):
-		return tokens{}, errSignInFirst
-	case err != nil && !errors.Is(err, pgx.ErrNoRows):
-		return tokens{}, err
+	if taken, err := s.db.emailTaken(ctx, i.Email); err != nil || taken {
+		return tokens{}, cmp.Or(err, error(errSignInFirst))
 	}
 	hash, err := s.passwords.hash(ctx, in.Password)
 	if err != nil {
 		return tokens{}, err
 	}
 	var session newSession
-	err = s.takeInvitation(ctx, in.Token, func(tx db, i takenInvitation) error {
-		userID, err := tx.insertOrReplaceUnverified(ctx, newID(), i.Email, in.Name, hash, s.cfg.EmailVerification)
+	err = s.takeInvitation(ctx, i.OrganizationID, "", in.Token, func(tx db, i takenInvitation) error {
+		u, err := tx.insertUser(ctx, newUser{newID(), i.Email, in.Name, "user", hash, true})
 		if err != nil {
 			return err
 		}
-		if userID == "" {
-			return errSignInFirst
-		}
-		if err := inOrder(tx.updateVerified(ctx, userID), tx.deleteSessions(ctx, userID, nil), tx.voidMailTokens(ctx, userID)); err != nil {
+		if _, err := tx.insertMembershipIfNone(ctx, i.OrganizationID, u.ID, i.Role); err != nil {
 			return err
 		}
-		if _, err := tx.insertMembershipIfNone(ctx, i.OrganizationID, userID, i.Role); err != nil {
+		if session, err = s.startSession(ctx, tx, c, u.ID, hash); err != nil {
 			return err
 		}
-		if session, err = s.startSession(ctx, tx, c, userID, hash); err != nil {
-			return err
-		}
-		c.user = session.user
-		return tx.audit(ctx, c, "invitation.accepted", &i.OrganizationID, &userID, map[string]any{"role": i.Role})
+		c.user = u
+		return tx.audit(ctx, c, "invitation.accepted", &i.OrganizationID, &u.ID, map[string]any{"role": i.Role})
 	})
+	if violates(err, "users_email_key") {
+		err = errSignInFirst
+	}
 	if err != nil {
 		return tokens{}, err
 	}

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"net/netip"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // The flows that pass through a mailbox. A token is consumed in the transaction that it authorises, and only there: a
@@ -12,7 +16,7 @@ import (
 // account does, so that two flows of one user wait for each other instead of deadlocking (R82).
 func (s *server) consume(ctx context.Context, account account, token, purpose string, fn func(tx db, t mailToken) error) error {
 	return s.db.inTx(ctx, func(tx db) error {
-		if _, err := tx.lockActiveUserByEmail(ctx, account.Email); err != nil {
+		if err := tx.lockActiveUser(ctx, account.ID); err != nil {
 			return orElse(err, errBadMailToken)
 		}
 		t, err := tx.deleteMailToken(ctx, hashMailToken(token), purpose)
@@ -23,39 +27,74 @@ func (s *server) consume(ctx context.Context, account account, token, purpose st
 	})
 }
 
+// mail puts a mail into the outbox, in the transaction that causes it, unless the address has had enough of its kind: then
+// it is left out silently (R42).
+func (s *server) mail(ctx context.Context, tx db, m newMail) error {
+	_, _, err := s.mailOf(ctx, tx, m)
+	return err
+}
+
+// mailOf is mail; it returns whose the mail is, nil for nobody's, and whether it was not left out.
+func (s *server) mailOf(ctx context.Context, tx db, m newMail) (owner *string, sent bool, err error) {
+	m.to = cmp.Or(m.to, m.owner)
+	above, err := s.count(ctx, tx, []counter{s.counter(mailsMinute, m.kind, hashed(m.to)), s.counter(mailsHour, m.kind, hashed(m.to))})
+	if err != nil || len(above) > 0 {
+		return nil, false, err
+	}
+	owner, err = tx.insertMail(ctx, m)
+	return owner, err == nil, err
+}
+
+// endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
+func (s *server) endAccess(ctx context.Context, tx db, email, userID string, except *string) error {
+	return inOrder(tx.deleteSessions(ctx, userID, except), tx.voidMailTokens(ctx, userID),
+		s.mail(ctx, tx, newMail{kind: mailPasswordChanged, owner: email}))
+}
+
 type verifyEmailInput struct {
 	Token    string `json:"token" is:"credential"`
 	Password string `json:"password" is:"password"`
 }
 
-// verifyEmail confirms an address and signs in. The token proves the mailbox, the password proves that whoever
-// registered is at the keyboard: either alone opens nothing (R64). A wrong password leaves the token alive.
+// verifyEmail makes the account of a registration, and signs in. The token proves the mailbox, the password proves that
+// whoever registered is at the keyboard: either alone opens nothing (R64). A wrong password leaves the token alive.
 func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput) (tokens, error) {
-	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeVerifyEmail)
+	r, err := s.db.registrationByToken(ctx, hashMailToken(in.Token))
 	if err != nil {
-		return tokens{}, orElse(err, errBadMailToken)
+		return tokens{}, s.deadLink(ctx, c, err)
 	}
-	if err := s.requirePassword(ctx, c, account, "/password", in.Password); err != nil {
+	if err := s.requirePassword(ctx, c, account{ID: r.ID, Email: r.Email, PasswordHash: r.PasswordHash}, "/password", in.Password); err != nil {
 		return tokens{}, err
 	}
 	var session newSession
-	err = s.consume(ctx, account, in.Token, purposeVerifyEmail, func(tx db, _ mailToken) error {
-		// Only with the very hash that was verified: a registration in between has replaced it, and counts.
-		if err := tx.updateEmailVerified(ctx, account.ID, account.PasswordHash); err != nil {
+	err = s.db.inTx(ctx, func(tx db) error {
+		r, err := tx.deleteRegistration(ctx, hashMailToken(in.Token), r.PasswordHash)
+		if err != nil {
 			return orElse(err, errBadMailToken)
 		}
-		if err := tx.deleteSessions(ctx, account.ID, nil); err != nil {
+		if _, err := tx.insertUser(ctx, newUser{r.ID, r.Email, r.Name, "user", r.PasswordHash, true}); err != nil {
 			return err
 		}
-		if session, err = s.startSession(ctx, tx, c, account.ID, account.PasswordHash); err != nil {
+		if session, err = s.startSession(ctx, tx, c, r.ID, r.PasswordHash); err != nil {
 			return err
 		}
-		return tx.audit(ctx, c, "email.verified", nil, &account.ID, nil)
+		return tx.audit(ctx, c, "email.verified", nil, &r.ID, nil)
 	})
+	if violates(err, "users_email_key") {
+		err = errBadMailToken // the address got an account in another way meanwhile
+	}
 	if err != nil {
 		return tokens{}, err
 	}
 	return s.issue(session)
+}
+
+// deadLink is the answer to a mail token that was not found.
+func (s *server) deadLink(ctx context.Context, c caller, err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return s.wrong(ctx, c, errBadMailToken)
+	}
+	return err
 }
 
 type forgotPasswordInput struct {
@@ -65,11 +104,14 @@ type forgotPasswordInput struct {
 // forgotPassword mails a link to choose a new password. Answer and work are the same whoever asks about whomever (R37).
 func (s *server) forgotPassword(ctx context.Context, c caller, in forgotPasswordInput) (accepted, error) {
 	err := s.db.inTx(ctx, func(tx db) error {
-		owner, err := tx.insertMailOf(ctx, newMail{kind: mailResetPassword, owner: in.Email, active: true})
+		owner, sent, err := s.mailOf(ctx, tx, newMail{kind: mailResetPassword, owner: in.Email, active: true})
+		if err != nil || !sent {
+			return err // without a mail there is nothing to tell: anybody could fill the owner's trail
+		}
 		if owner == nil {
 			c.ip = netip.Addr{} // it would outlive an account that this address gets later
 		}
-		return inOrder(err, tx.audit(ctx, c, "password.reset_requested", nil, owner, nil))
+		return tx.audit(ctx, c, "password.reset_requested", nil, owner, nil)
 	})
 	s.wakeSender()
 	return accepted{"If this address has an account, we have sent it a mail with a link to choose a new password."}, err
@@ -85,7 +127,7 @@ type resetPasswordInput struct {
 func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordInput) (none, error) {
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeResetPassword)
 	if err != nil {
-		return none{}, orElse(err, errBadMailToken)
+		return none{}, s.deadLink(ctx, c, err)
 	}
 	if err := s.passwords.refuse("/password", in.Password, account.Email); err != nil {
 		return none{}, err
@@ -96,8 +138,8 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 	}
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
 		return inOrder(tx.updatePasswordByMail(ctx, account.ID, hash),
-			tx.audit(ctx, c, "password.reset", nil, &account.ID, nil), tx.deleteThrottles(ctx, account.Email),
-			tx.endAccess(ctx, account.Email, account.ID, nil))
+			tx.audit(ctx, c, "password.reset", nil, &account.ID, nil), tx.deleteFailures(ctx, account.Email),
+			s.endAccess(ctx, tx, account.Email, account.ID, nil))
 	})
 	s.wakeSender()
 	return none{}, err
@@ -111,7 +153,7 @@ type changeEmailInput struct {
 // changeEmail asks the new address to confirm, and tells the old one. Whoever has the new address already is told so;
 // the caller gets the same answer (R37, R66).
 func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput) (accepted, error) {
-	account, err := s.db.accountByEmail(ctx, c.user.Email)
+	account, err := s.db.accountByID(ctx, c.user.ID)
 	if err != nil {
 		return accepted{}, orElse(err, errInvalidToken)
 	}
@@ -130,8 +172,8 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		if taken {
 			change = newMail{kind: mailAccountExists, owner: in.Email}
 		}
-		return inOrder(tx.insertMail(ctx, change), tx.audit(ctx, c, "email.change_requested", nil, &account.ID, nil),
-			tx.insertMail(ctx, newMail{kind: mailChangeEmailNotice, owner: account.Email}))
+		return inOrder(s.mail(ctx, tx, change), tx.audit(ctx, c, "email.change_requested", nil, &account.ID, nil),
+			s.mail(ctx, tx, newMail{kind: mailChangeEmailNotice, owner: account.Email}))
 	})
 	s.wakeSender()
 	return accepted{"We have sent a mail to the new address. The link in it completes the change."}, err
@@ -146,7 +188,7 @@ type confirmEmailInput struct {
 func (s *server) confirmEmail(ctx context.Context, c caller, in confirmEmailInput) (none, error) {
 	account, err := s.db.accountByMailToken(ctx, hashMailToken(in.Token), purposeConfirmEmail)
 	if err != nil {
-		return none{}, orElse(err, errBadMailToken)
+		return none{}, s.deadLink(ctx, c, err)
 	}
 	err = s.consume(ctx, account, in.Token, purposeConfirmEmail, func(tx db, t mailToken) error {
 		return inOrder(tx.updateEmail(ctx, t.UserID, t.Email), tx.deleteSessions(ctx, t.UserID, t.SessionID),

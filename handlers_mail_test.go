@@ -236,7 +236,7 @@ func mailAsks(s *testServer, known member) map[string]func(to string) request {
 		return request{method: "POST", path: path, token: token, body: body}
 	}
 	return map[string]func(to string) request{
-		mailVerifyEmail: func(to string) request {
+		mailRegistration: func(to string) request {
 			return post("/v1/auth/register", "", map[string]string{"email": to, "password": testPassword, "name": "X"})
 		},
 		mailResetPassword: func(to string) request {
@@ -255,8 +255,8 @@ func TestMailCaps(t *testing.T) {
 		{"reset, known", mailResetPassword, mailResetPassword, "known@example.com"},
 		{"reset, unknown", mailResetPassword, mailResetPassword, "nobody@example.com"},
 		{"reset, disabled", mailResetPassword, mailResetPassword, "disabled@example.com"},
-		{"register, known", mailAccountExists, mailVerifyEmail, "known@example.com"},
-		{"register, unknown", mailVerifyEmail, mailVerifyEmail, "new@example.com"},
+		{"register, known", mailAccountExists, mailRegistration, "known@example.com"},
+		{"register, unknown", mailRegistration, mailRegistration, "new@example.com"},
 		{"change, free", mailChangeEmail, mailChangeEmail, "new@example.com"},
 		{"change, taken", mailAccountExists, mailChangeEmail, "disabled@example.com"},
 		{"change, notice", mailChangeEmailNotice, mailChangeEmail, "known@example.com"},
@@ -353,8 +353,8 @@ func TestMailCapsCountApart(t *testing.T) {
 		select gen_random_uuid(), kind, 'full@example.com', now(), now() - i * interval '1 minute' from unnest($1::text[]) kind, generate_series(0, 4) i
 		union all select gen_random_uuid(), 'other', name || '@example.com', now(), now() - i * interval '1 minute'
 		from unnest('{known,new,other}'::text[]) name, generate_series(0, 4) i`,
-		[]string{mailVerifyEmail, mailAccountExists, mailResetPassword, mailChangeEmail, mailChangeEmailNotice})
-	for _, kind := range []string{mailChangeEmail, mailVerifyEmail, mailResetPassword} {
+		[]string{mailRegistration, mailAccountExists, mailResetPassword, mailChangeEmail, mailChangeEmailNotice})
+	for _, kind := range []string{mailChangeEmail, mailRegistration, mailResetPassword} {
 		for _, to := range []string{"known@example.com", "new@example.com", "other@example.com"} {
 			s.do(mailAsks(s, known)[kind](to)).want(202, "")
 		}
@@ -373,7 +373,7 @@ func TestMailCapsTogether(t *testing.T) {
 	for _, tc := range []struct{ name, kind, to string }{
 		{"reset, known", mailResetPassword, "known@example.com"},
 		{"reset, unknown", mailResetPassword, "nobody@example.com"},
-		{"register", mailVerifyEmail, "new@example.com"},
+		{"register", mailRegistration, "new@example.com"},
 		{"change, from several accounts", mailChangeEmail, "shared@example.com"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -39,7 +39,7 @@ func (s *server) createOrganization(ctx context.Context, c caller, in createOrga
 		slug = *in.Slug
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
-		if _, err := tx.lockActiveUserByEmail(ctx, c.user.Email); err != nil {
+		if err := tx.lockActiveUser(ctx, c.user.ID); err != nil {
 			return orElse(err, errInvalidToken)
 		}
 		if o, err = tx.insertOrganization(ctx, newID(), in.Name, slug); err != nil {
@@ -146,7 +146,7 @@ type createMembershipInput struct {
 
 // createMembership is for platform admins, who need no role in the organization.
 func (s *server) createMembership(ctx context.Context, c caller, in createMembershipInput) (m membership, err error) {
-	err = s.db.inTx(ctx, func(tx db) error {
+	err = s.asAdmin(ctx, c, func(tx db) error {
 		if err := tx.lockOrganization(ctx, in.OrganizationID); err != nil {
 			return orElse(err, errNotFound)
 		}

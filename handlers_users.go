@@ -36,7 +36,7 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 	if err := s.passwords.refuse("/new_password", in.NewPassword, c.user.Email); err != nil {
 		return none{}, err
 	}
-	account, err := s.db.accountByEmail(ctx, c.user.Email)
+	account, err := s.db.accountByID(ctx, c.user.ID)
 	if err != nil {
 		return none{}, orElse(err, errInvalidToken)
 	}
@@ -53,7 +53,7 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 			return orElse(err, wrongPassword("/current_password"))
 		}
 		return inOrder(tx.audit(ctx, c, "password.changed", nil, &c.user.ID, nil),
-			tx.endAccess(ctx, c.user.Email, c.user.ID, &c.session))
+			s.endAccess(ctx, tx, c.user.Email, c.user.ID, &c.session))
 	})
 	s.wakeSender()
 	return none{}, err
@@ -71,60 +71,64 @@ func (s *server) requirePassword(ctx context.Context, c caller, account account,
 // recentSignIn is how young a session must be for what cannot be undone.
 const recentSignIn = 15 * time.Minute
 
+// recent says whether the caller has just signed in.
+func (c caller) recent() bool { return time.Since(c.signedIn) < recentSignIn }
+
 // deleteMe deletes the account and everything personal; 409 while the caller is the last active owner of something.
 type deleteMeInput struct {
 	IfMatch versions `header:"If-Match"`
 }
 
 func (s *server) deleteMe(ctx context.Context, c caller, in deleteMeInput) (none, error) {
-	if time.Since(c.signedIn) > recentSignIn {
+	if !c.recent() {
 		return none{}, errRecentSignIn
 	}
-	return none{}, s.changeAccess(ctx, c.user.ID, func(tx db, before user) error {
-		return inOrder(orElse(tx.deleteUser(ctx, before, in.IfMatch), errStale), tx.audit(ctx, caller{user: before}, "user.deleted", nil, &before.ID, nil))
+	return none{}, s.onPlatform(ctx, func(tx db) error {
+		return tx.changeAccess(ctx, c.user.ID, func(before user) error {
+			return inOrder(orElse(tx.deleteUser(ctx, before, in.IfMatch), errStale), tx.audit(ctx, caller{user: before}, "user.deleted", nil, &before.ID, nil))
+		})
+	})
+}
+
+// onPlatform runs fn in a transaction that holds the lock of whatever decides who is a platform admin.
+func (s *server) onPlatform(ctx context.Context, fn func(tx db) error) error {
+	return s.db.inTx(ctx, func(tx db) error {
+		if err := tx.lockPlatform(ctx); err != nil {
+			return err
+		}
+		return fn(tx)
 	})
 }
 
 // changeAccess runs fn, which takes a user's rights away, and refuses when an organization is then without an active
-// owner or the platform without an active admin. It locks in the one order that everybody keeps, organizations before
-// users, and begins again when the user became an owner or an admin in between (R74, R82).
-func (s *server) changeAccess(ctx context.Context, userID string, fn func(tx db, before user) error) error {
-	return s.db.inTx(ctx, func(tx db) error {
-		locked, err := tx.lockOwnedOrganizations(ctx, userID)
-		if err != nil {
-			return err
-		}
-		first, err := tx.userByID(ctx, userID)
-		if err != nil {
-			return orElse(err, errNotFound)
-		}
-		if first.Role == "admin" {
-			if err := tx.lockAdmins(ctx); err != nil {
-				return err
-			}
-		}
-		before, err := tx.lockUser(ctx, userID)
-		if err != nil {
-			return orElse(err, errNotFound)
-		}
-		owned, err := tx.ownedOrganizations(ctx, userID)
-		if err != nil {
-			return err
-		}
-		if before.Role != first.Role || !slices.Equal(locked, owned) {
-			return errMoved
-		}
-		if err := fn(tx, before); err != nil {
-			return err
-		}
-		if err := tx.requireOwners(ctx, owned); err != nil {
-			return err
-		}
-		if before.Role != "admin" || before.Disabled {
-			return nil
-		}
-		return orElse(tx.anyAdmin(ctx), errLastAdmin)
-	})
+// owner or the platform without an active admin. It locks in the one order that everybody keeps, the platform (which
+// the caller holds), organizations, users, and begins again when the user became an owner in between (R74, R82).
+func (d db) changeAccess(ctx context.Context, userID string, fn func(before user) error) error {
+	locked, err := d.lockOwnedOrganizations(ctx, userID)
+	if err != nil {
+		return err
+	}
+	before, err := d.lockUser(ctx, userID)
+	if err != nil {
+		return orElse(err, errNotFound)
+	}
+	owned, err := d.ownedOrganizations(ctx, userID)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(locked, owned) {
+		return errMoved
+	}
+	if err := fn(before); err != nil {
+		return err
+	}
+	if err := d.requireOwners(ctx, owned); err != nil {
+		return err
+	}
+	if before.Role != "admin" || before.Disabled {
+		return nil
+	}
+	return orElse(d.anyAdmin(ctx), errLastAdmin)
 }
 
 func (s *server) listSessions(ctx context.Context, c caller, in pageInput) (page[session], error) {

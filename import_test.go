@@ -322,7 +322,7 @@ func TestImportKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = other.Rollback(context.Background()) }()
-	if _, err := (db{q: other}).insertUser(t.Context(), newID(), "user25000@example.com", "X", "user", "", false); err != nil {
+	if _, err := (db{q: other}).insertUser(t.Context(), newUser{newID(), "user25000@example.com", "X", "user", "", false}); err != nil {
 		t.Fatal(err)
 	}
 	p := startProcess(t, t.TempDir(), serveEnv(s.cfg.DatabaseURL), "", "import", file)

@@ -22,7 +22,7 @@ import (
 
 // The kinds of mail: each is a file in mails/.
 const (
-	mailVerifyEmail       = "verify_email"
+	mailRegistration      = "registration"
 	mailAccountExists     = "account_exists"
 	mailResetPassword     = "reset_password"
 	mailSetPassword       = "set_password"
@@ -42,7 +42,7 @@ const (
 )
 
 // tokenKinds are the mails that carry a token of their owner.
-var tokenKinds = []string{mailVerifyEmail, mailResetPassword, mailSetPassword, mailChangeEmail}
+var tokenKinds = []string{mailResetPassword, mailSetPassword, mailChangeEmail}
 
 const changeEmailTTL = time.Hour
 
@@ -54,7 +54,7 @@ type mailKind struct {
 
 func (s *server) mailKinds() map[string]mailKind {
 	return map[string]mailKind{
-		mailVerifyEmail:       {purposeVerifyEmail, s.cfg.VerifyTTL},
+		mailRegistration:      {purposeVerifyEmail, s.cfg.VerifyTTL},
 		mailAccountExists:     {},
 		mailResetPassword:     {purposeResetPassword, s.cfg.ResetTTL},
 		mailSetPassword:       {purposeResetPassword, s.cfg.VerifyTTL},
@@ -220,9 +220,12 @@ func (s *server) sendNextMail(stopping context.Context) error {
 	if kind.purpose != "" {
 		var hash []byte
 		token, hash = newMailToken()
-		if kind.purpose == purposeInvitation {
+		switch kind.purpose {
+		case purposeInvitation:
 			invited, err = s.db.updateInvitationToken(ctx, hash, m.ID)
-		} else {
+		case purposeVerifyEmail:
+			err = s.db.updateRegistrationToken(ctx, hash, m.ID, kind.ttl)
+		default:
 			err = s.db.inTx(ctx, func(tx db) error {
 				// The owner first, as in every flow of theirs: a reset at this moment waits, or is waited for (R82).
 				if err := tx.lockMailOwner(ctx, m.ID); err != nil {

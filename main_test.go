@@ -448,7 +448,7 @@ type member struct {
 // newUser makes a confirmed account with testPassword and signs it in over HTTP.
 func (s *testServer) newUser(email, role string) member {
 	s.t.Helper()
-	u, err := s.db.insertUser(s.t.Context(), newID(), email, "Test "+role, role, testPasswordHash(), true)
+	u, err := s.db.insertUser(s.t.Context(), newUser{newID(), email, "Test " + role, role, testPasswordHash(), true})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -12,26 +12,26 @@ type route struct {
 // routes is THE table. The mux, the OpenAPI document, the metrics labels and the authorization tests range over it;
 // nothing else registers a route.
 func (s *server) routes() []route {
-	register := route{"POST /v1/auth/register", public, 202, handle(s.register, credentialCalls), "Register; the address is confirmed by mail"}
+	register := route{"POST /v1/auth/register", public, 202, handle(s.register, strangers, strangersSite), "Register; the address is confirmed by mail"}
 	if !s.cfg.EmailVerification {
-		register = route{"POST /v1/auth/register", public, 201, handle(s.registerUnverified, credentialCalls), "Register; usable at once"}
+		register = route{"POST /v1/auth/register", public, 201, handle(s.registerUnverified, strangers, strangersSite), "Register; usable at once"}
 	}
 	return []route{
 		// Sign-in
 		register,
-		{"POST /v1/auth/verify-email", public, 200, handle(s.verifyEmail, credentialCalls), "Confirm the address and sign in"},
+		{"POST /v1/auth/verify-email", public, 200, handle(s.verifyEmail), "Confirm the address and sign in"},
 		{"POST /v1/auth/token", public, 200, handle(s.issueToken), "Sign in, or refresh (RFC 6749)"},
 		{"POST /v1/auth/revoke", public, 200, handle(s.revokeToken), "Sign out (RFC 7009)"},
-		{"POST /v1/auth/forgot-password", public, 202, handle(s.forgotPassword, credentialCalls), "Ask for a link to choose a new password"},
-		{"POST /v1/auth/reset-password", public, 204, handle(s.resetPassword, credentialCalls), "Choose a new password by link"},
-		{"POST /v1/auth/confirm-email", public, 204, handle(s.confirmEmail, credentialCalls), "Confirm a new address"},
-		{"POST /v1/auth/accept-invitation", public, 201, handle(s.acceptInvitationAsNewUser, credentialCalls), "Accept an invitation with a new account"},
+		{"POST /v1/auth/forgot-password", public, 202, handle(s.forgotPassword, strangers, strangersSite), "Ask for a link to choose a new password"},
+		{"POST /v1/auth/reset-password", public, 204, handle(s.resetPassword), "Choose a new password by link"},
+		{"POST /v1/auth/confirm-email", public, 204, handle(s.confirmEmail), "Confirm a new address"},
+		{"POST /v1/auth/accept-invitation", public, 201, handle(s.acceptInvitationAsNewUser), "Accept an invitation with a new account"},
 
 		// The caller
 		{"GET /v1/users/me", signedIn, 200, handle(s.readMe), "Read yourself"},
 		{"PATCH /v1/users/me", signedIn, 200, handle(s.updateMe), "Change your name"},
-		{"PUT /v1/users/me/password", signedIn, 204, handle(s.changePassword, credentialCalls), "Change your password"},
-		{"POST /v1/users/me/email", signedIn, 202, handle(s.changeEmail, credentialCalls, emailChanges), "Change your address"},
+		{"PUT /v1/users/me/password", signedIn, 204, handle(s.changePassword), "Change your password"},
+		{"POST /v1/users/me/email", signedIn, 202, handle(s.changeEmail, emailChanges), "Change your address"},
 		{"GET /v1/users/me/sessions", signedIn, 200, handle(s.listSessions), "List where you are signed in"},
 		{"DELETE /v1/users/me/sessions", signedIn, 204, handle(s.deleteOtherSessions), "Sign out everywhere else"},
 		{"DELETE /v1/users/me/sessions/{session_id}", signedIn, 204, handle(s.deleteSession), "Sign out one session"},
@@ -61,7 +61,7 @@ func (s *server) routes() []route {
 		// Leaving needs no more than being a member; to remove somebody else, memberships:write is checked by the handler.
 		{"DELETE /v1/organizations/{organization_id}/memberships/{user_id}", membershipsRead, 204, handle(s.deleteMembership), "Remove a member below you, or leave"},
 		{"GET /v1/organizations/{organization_id}/invitations", invitationsWrite, 200, handle(s.listInvitations), "List the pending invitations"},
-		{"POST /v1/organizations/{organization_id}/invitations", invitationsWrite, 201, handle(s.createInvitation, invitations), "Invite an address, or renew its invitation"},
+		{"POST /v1/organizations/{organization_id}/invitations", invitationsWrite, 201, handle(s.createInvitation, invitationsUser), "Invite an address, or renew its invitation"},
 		{"DELETE /v1/organizations/{organization_id}/invitations/{invitation_id}", invitationsWrite, 204, handle(s.deleteInvitation), "Withdraw an invitation"},
 		{"GET /v1/organizations/{organization_id}/audit-events", auditRead, 200, handle(s.listOrganizationAuditEvents), "List the organization's audit trail"},
 

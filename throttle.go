@@ -5,43 +5,102 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
 
-// limit is how often something may happen in a window of time; of names whose calls are counted together.
+// limit is how often something may happen in a window of time.
 type limit struct {
 	name   string
 	count  int
 	window time.Duration
-	of     func(caller) string
+	of     func(caller) string // whom a call of a route counts against; nil: the code below says
 }
 
-func eachNetwork(c caller) string { return networkOf(c.ip) }
-func eachUser(c caller) string    { return c.user.ID }
-
-// The limits of CONTRACT section 3. Live sessions, refresh and reset go on for an account whose password somebody
-// else is guessing (R41).
-var (
-	failuresHere       = limit{"failures/network", 10, 15 * time.Minute, nil} // of an account, from one network
-	failuresEverywhere = limit{"failures", 100, time.Hour, nil}               // of an account
-	credentialCalls    = limit{"credentials", 30, 5 * time.Minute, eachNetwork}
-	refreshCalls       = limit{"refresh", 150, 5 * time.Minute, eachNetwork}
-
-	// What a signed-in user could use to mail strangers, or to fill the database or this replica's memory.
-	foundings    = limit{"organizations", 500, 24 * time.Hour, eachUser}
-	emailChanges = limit{"email_changes", 10, time.Hour, eachUser}
-	invitations  = limit{"invitations", 200, 24 * time.Hour, eachUser}
-	exports      = limit{"exports", 10, time.Hour, eachUser}
+// The names of the limits, as LIMITS, the metrics and the audit trail have them.
+const (
+	failures           = "failures"
+	failuresNetwork    = "failures_network"
+	credentials        = "credentials"
+	credentialsSite    = "credentials_site"
+	strangers          = "strangers"
+	strangersSite      = "strangers_site"
+	mailsHour          = "mails"
+	mailsMinute        = "mails_minute"
+	invitationMails    = "invitation_mails"
+	invitationsAddress = "invitations_address"
+	invitationsOrg     = "invitations_organization"
+	invitationsUser    = "invitations"
+	changes            = "changes"
+	foundings          = "organizations"
+	emailChanges       = "email_changes"
+	exports            = "exports"
 )
 
-// attempt is one counter to raise.
-type attempt struct {
-	limit limit
-	key   string
+const (
+	limitsForm  = "name=count/window, as in credentials=300/5m,mails=20/1h"
+	maxWindow   = 366 * 24 * time.Hour
+	pendingTime = 15 * time.Second // longer than a request may take
+	crowdPoll   = 25 * time.Millisecond
+)
+
+// limitTable is every limit there is (R38 to R42, R102 to R104, R108). What is right costs nobody anything: passwords,
+// refreshes and tokens are counted when they are wrong. Live sessions, refresh and reset go on for an account whose
+// password somebody else is guessing (R41).
+var limitTable = []limit{
+	{failures, 100, time.Hour, nil},                 // wrong passwords of an account, from everywhere
+	{failuresNetwork, 10, 15 * time.Minute, nil},    // wrong passwords of an account, from one network
+	{credentials, 30, 5 * time.Minute, eachNetwork}, // wrong passwords, forged refresh tokens, dead links of one network
+	{credentialsSite, 120, 5 * time.Minute, eachSite},
+	{strangers, 100, 5 * time.Minute, eachNetwork}, // calls that mail strangers, or hash for them
+	{strangersSite, 400, 5 * time.Minute, eachSite},
+	{mailsMinute, 1, time.Minute, nil},         // mails of a kind to an address, left out silently
+	{mailsHour, 5, time.Hour, nil},             // the same
+	{invitationMails, 5, time.Hour, nil},       // of an organization to an address
+	{invitationsAddress, 20, time.Hour, nil},   // of all organizations to an address
+	{invitationsOrg, 200, 24 * time.Hour, nil}, // of an organization
+	{invitationsUser, 200, 24 * time.Hour, eachUser},
+	{changes, 1000, time.Hour, eachUser}, // whatever a signed-in user writes: each is a line of the audit trail
+	{foundings, 500, 24 * time.Hour, eachUser},
+	{emailChanges, 10, time.Hour, eachUser},
+	{exports, 10, time.Hour, eachUser},
 }
+
+// parseLimits returns the table by name, changed by LIMITS: name=count/window, comma-separated.
+func parseLimits(text string) (map[string]limit, error) {
+	limits := map[string]limit{}
+	for _, l := range limitTable {
+		limits[l.name] = l
+	}
+	if strings.TrimSpace(text) == "" {
+		return limits, nil
+	}
+	for _, entry := range strings.Split(text, ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(entry), "=")
+		l, known := limits[name]
+		if !known {
+			return nil, fmt.Errorf("has an entry that is no limit: %s", limitsForm)
+		}
+		count, window, _ := strings.Cut(value, "/")
+		var bad [2]error
+		l.count, bad[0] = strconv.Atoi(count)
+		l.window, bad[1] = time.ParseDuration(window)
+		if errors.Join(bad[:]...) != nil || l.count < 1 || l.count > 1_000_000_000 || l.window < time.Second || l.window > maxWindow {
+			return nil, fmt.Errorf("must give %s a number from 1 and a window from 1s: %s", name, limitsForm)
+		}
+		limits[name] = l
+	}
+	return limits, nil
+}
+
+func eachUser(c caller) string    { return c.user.ID }
+func eachNetwork(c caller) string { return networkOf(c.ip) }
+func eachSite(c caller) string    { return siteOf(c.ip) }
 
 // networkOf is what counts as one origin: a /24 of IPv4, a /64 of IPv6, and all who cannot be told together (R40).
 func networkOf(ip netip.Addr) string {
@@ -56,106 +115,226 @@ func networkOf(ip netip.Addr) string {
 	return network.String()
 }
 
-// limitCalls counts a call against each of limits.
-func (s *server) limitCalls(ctx context.Context, c caller, limits ...limit) error {
-	attempts := make([]attempt, len(limits))
-	for i, l := range limits {
-		attempts[i] = attempt{l, l.of(c)}
+// siteOf is the /48 of an IPv6 address, which is what one customer is given; empty for others (R104).
+func siteOf(ip netip.Addr) string {
+	if !ip.Is6() {
+		return ""
 	}
-	return s.count(ctx, c, attempts)
+	site, _ := ip.Prefix(48)
+	return site.String()
 }
 
-// passwordAttempts are the counters of one account, which need not exist (R38).
-func passwordAttempts(c caller, email string) []attempt {
-	sum := sha256.Sum256([]byte(strings.ToLower(email)))
-	account := base64.RawURLEncoding.EncodeToString(sum[:])
-	return []attempt{{failuresEverywhere, account}, {failuresHere, account + " " + networkOf(c.ip)}}
+// counter is one row to raise.
+type counter struct {
+	limit limit
+	key   string
 }
 
-// checkPassword verifies a password and counts a failure. Counting comes first, in a statement of its own: of many
-// attempts at once none slips through, and a refusal takes nothing back (R39). A right password does.
-func (s *server) checkPassword(ctx context.Context, c caller, email, hash, password string) (ok, weak bool, err error) {
-	attempts := passwordAttempts(c, email)
-	if err := s.count(ctx, c, attempts); err != nil {
-		return false, false, err
-	}
-	ok, weak, err = s.passwords.verify(ctx, hash, password)
-	if (ok || err != nil) && s.cfg.Throttle != "off" { // without a verdict nothing was guessed
-		err = cmp.Or(err, s.db.decrementThrottles(context.WithoutCancel(ctx), keysOf(attempts)))
-	}
-	return ok, weak, err
+func (s *server) counter(name string, parts ...string) counter {
+	return counter{s.cfg.limits[name], name + " " + strings.Join(parts, " ")}
 }
 
-// count raises counters and refuses when one is above its limit. The first refusal of a window is audited: there may be
-// many, and they change nothing.
-func (s *server) count(ctx context.Context, c caller, attempts []attempt) error {
-	if s.cfg.Throttle == "off" || len(attempts) == 0 {
-		return nil
+// countersOf are the rows that a call of this caller counts against.
+func (s *server) countersOf(c caller, names ...string) (counters []counter) {
+	for _, name := range names {
+		if key := s.cfg.limits[name].of(c); key != "" {
+			counters = append(counters, s.counter(name, key))
+		}
 	}
-	windows := make([]time.Duration, len(attempts))
-	for i, a := range attempts {
-		windows[i] = a.limit.window
-	}
-	counts, err := s.db.upsertThrottles(ctx, keysOf(attempts), windows)
+	return counters
+}
+
+// hashed stands for an address in a key: counters hold none in clear, and outlive the account (R105).
+func hashed(address string) string {
+	sum := sha256.Sum256([]byte(strings.ToLower(address)))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// limitCalls counts a call against each of the named limits, and refuses it when one is above.
+func (s *server) limitCalls(ctx context.Context, c caller, names ...string) error {
+	above, err := s.count(ctx, s.db, s.countersOf(c, names...))
 	if err != nil {
 		return err
 	}
-	var wait time.Duration
-	for _, now := range counts {
-		l := attempts[slices.Index(keysOf(attempts), now.Key)].limit
-		if now.Count > l.count {
-			wait = max(wait, now.Left)
-			s.metrics.throttled.WithLabelValues(l.name).Inc()
-		}
-		if now.Count == l.count+1 {
-			if err := s.db.audit(ctx, c, "limit.reached", nil, nil, map[string]any{"limit": l.name}); err != nil {
+	var refusal error
+	for _, now := range above {
+		refusal = s.tooMany(refusal, now)
+		if now.Count == now.limit.count+1 {
+			if err := s.auditLimit(ctx, c, now.limit); err != nil {
 				return err
 			}
 		}
 	}
-	if wait > 0 {
-		e := *errTooManyAttempts
-		e.RetryAfter = wait
-		return &e
-	}
-	return nil
+	return refusal
 }
 
-func keysOf(attempts []attempt) []string {
-	keys := make([]string, len(attempts))
-	for i, a := range attempts {
-		keys[i] = a.limit.name + " " + a.key
+// wrong counts a credential that is not genuine, and returns what to answer: refusal, unless the network has shown too
+// many of them. It is for those that nobody can guess; a password is an attempt.
+func (s *server) wrong(ctx context.Context, c caller, refusal error) error {
+	return cmp.Or(s.limitCalls(ctx, c, credentials, credentialsSite), refusal)
+}
+
+// count raises counters, in tx, and returns those that are above their limit.
+func (s *server) count(ctx context.Context, tx db, counters []counter) (above []throttleCount, err error) {
+	if s.cfg.Throttle == "off" || len(counters) == 0 {
+		return nil, nil
 	}
-	return keys
+	counts, err := tx.upsertThrottles(ctx, counters)
+	return slices.DeleteFunc(counts, func(now throttleCount) bool { return now.Count <= now.limit.count }), err
+}
+
+// auditLimit notes once a window that a limit was reached: there may be many refusals, and they change nothing.
+func (s *server) auditLimit(ctx context.Context, c caller, l limit) error {
+	return s.db.audit(ctx, c, "limit.reached", nil, nil, map[string]any{"limit": l.name})
+}
+
+// tooMany is the refusal of a counter, or the one before if that takes longer.
+func (s *server) tooMany(before error, now throttleCount) error {
+	s.metrics.throttled.WithLabelValues(now.limit.name).Inc()
+	if known, ok := errors.AsType[*apiError](before); ok && known.RetryAfter > now.Rest {
+		return before
+	}
+	e := *errTooManyAttempts
+	e.RetryAfter = now.Rest
+	return &e
+}
+
+// attempt reserves a place under every counter for a guess that is about to be made, and returns verdict, which must
+// be told whether it was wrong: a wrong one stays counted, a right one costs nothing. Of many attempts at once none
+// slips past a limit (R39): where others are under way that could use it up, it waits for their verdicts, so many right
+// ones at once refuse nobody (R103). What is refused counts nowhere.
+func (s *server) attempt(ctx context.Context, c caller, counters []counter) (verdict func(wrong bool) error, err error) {
+	if s.cfg.Throttle == "off" {
+		return func(bool) error { return nil }, nil
+	}
+	verdict = func(wrong bool) error { return s.settle(context.WithoutCancel(ctx), c, counters, wrong) }
+	for deadline := time.Now().Add(gateWait); ; time.Sleep(crowdPoll) {
+		now, err := s.db.reserveThrottles(ctx, counters)
+		if err != nil {
+			return nil, err
+		}
+		var refusal error
+		crowded, reserved := false, true
+		for _, n := range now {
+			reserved = reserved && n.Reserved
+			if n.Count >= n.limit.count {
+				refusal = s.tooMany(refusal, n)
+			} else if n.Count+n.Pending > n.limit.count {
+				crowded = true
+			}
+		}
+		if refusal == nil && !crowded {
+			return verdict, nil
+		}
+		if reserved { // and another was faster
+			if err := verdict(false); err != nil {
+				return nil, err
+			}
+		}
+		if refusal == nil && time.Now().After(deadline) {
+			refusal = errOverloaded
+		}
+		if refusal != nil {
+			return nil, refusal
+		}
+	}
+}
+
+// settle gives reserved places back, and counts what was wrong.
+func (s *server) settle(ctx context.Context, c caller, counters []counter, wrong bool) error {
+	counts, err := s.db.settleThrottles(ctx, counters, wrong)
+	for _, now := range counts {
+		if wrong && now.Count == now.limit.count {
+			err = cmp.Or(err, s.auditLimit(ctx, c, now.limit))
+		}
+	}
+	return err
+}
+
+// checkPassword verifies a password of an account, which need not exist (R38).
+func (s *server) checkPassword(ctx context.Context, c caller, email, hash, password string) (ok, weak bool, err error) {
+	account := hashed(email)
+	verdict, err := s.attempt(ctx, c, append(s.countersOf(c, credentials, credentialsSite),
+		s.counter(failures, account), s.counter(failuresNetwork, account, networkOf(c.ip))))
+	if err != nil {
+		return false, false, err
+	}
+	ok, weak, err = s.passwords.verify(ctx, hash, password)
+	wrong := err == nil && !ok // without a verdict nothing was guessed
+	return ok, weak, cmp.Or(err, verdict(wrong))
 }
 
 // throttleCount is a counter after it was raised.
 type throttleCount struct {
-	Key   string
-	Count int
-	Left  time.Duration // until the window ends
+	Key      string
+	Count    int
+	Pending  int
+	Rest     time.Duration // until the window ends
+	Reserved bool
+	limit    limit
 }
 
-// upsertThrottles adds one to each counter, or begins its next window. Rows are taken in the order of their keys.
-func (d db) upsertThrottles(ctx context.Context, keys []string, windows []time.Duration) ([]throttleCount, error) {
-	return many[throttleCount](ctx, d, `
+// throttles runs a statement over counters, whose rows are taken in the order of their keys. Each row of the answer
+// gets its limit back.
+func (d db) throttles(ctx context.Context, sql string, counters []counter, more ...any) ([]throttleCount, error) {
+	limits := map[string]limit{}
+	keys, windows, counts := []string{}, []time.Duration{}, []int{}
+	for _, c := range counters {
+		limits[c.key] = c.limit
+		keys, windows, counts = append(keys, c.key), append(windows, c.limit.window), append(counts, c.limit.count)
+	}
+	rows, err := many[throttleCount](ctx, d, sql, append([]any{keys, windows, counts}, more...)...)
+	for i := range rows {
+		rows[i].limit = limits[rows[i].Key]
+	}
+	return rows, err
+}
+
+// upsertThrottles adds one to each counter, or begins its next window.
+func (d db) upsertThrottles(ctx context.Context, counters []counter) ([]throttleCount, error) {
+	return d.throttles(ctx, `
 		insert into throttles as t (key, count, ends_at)
-		select key, 1, now() + window_length from unnest($1::text[], $2::interval[]) as k (key, window_length) order by key
+		select key, 1, now() + length from unnest($1::text[], $2::interval[], $3::integer[]) as k (key, length, most) order by key
 		on conflict (key) do update set
 			count = case when t.ends_at > now() then t.count + 1 else 1 end,
 			ends_at = case when t.ends_at > now() then t.ends_at else excluded.ends_at end
-		returning key, count, ends_at - now() as left`, keys, windows)
+		returning key, count, pending, ends_at - now() as rest, true as reserved`, counters)
 }
 
-func (d db) decrementThrottles(ctx context.Context, keys []string) error {
-	return d.exec(ctx, `
-		update throttles set count = count - 1
-		where key in (select key from throttles where key = any($1) order by key for no key update) and count > 0`, keys)
+// reserveThrottles takes a place under each counter, unless one has none left: then it writes nothing, and returns
+// those. Places that were not given back, because their replica died, are free again after pendingTime.
+func (d db) reserveThrottles(ctx context.Context, counters []counter) ([]throttleCount, error) {
+	return d.throttles(ctx, `
+		with k as (select * from unnest($1::text[], $2::interval[], $3::integer[]) as k (key, length, most)),
+		crowded as (
+			select key, count, case when pending_until > now() then pending else 0 end + 1 as pending, ends_at - now() as rest
+			from throttles join k using (key)
+			where ends_at > now() and count + case when pending_until > now() then pending else 0 end >= most),
+		reserved as (
+			insert into throttles as t (key, count, pending, pending_until, ends_at)
+			select key, 0, 1, now() + $4::interval, now() + length from k where not exists (select from crowded) order by key
+			on conflict (key) do update set
+				count = case when t.ends_at > now() then t.count else 0 end,
+				pending = case when t.pending_until > now() then t.pending else 0 end + 1,
+				pending_until = excluded.pending_until,
+				ends_at = case when t.ends_at > now() then t.ends_at else excluded.ends_at end
+			returning key, count, pending, ends_at - now() as rest)
+		select key, count, pending, rest, false as reserved from crowded
+		union all select key, count, pending, rest, true from reserved`, counters, pendingTime)
 }
 
-// deleteThrottles forgets the failures of an account, from everywhere.
-func (d db) deleteThrottles(ctx context.Context, email string) error {
-	account := passwordAttempts(caller{}, email)[0]
-	return d.exec(ctx, `delete from throttles where key = $1 or key like $2`,
-		keysOf([]attempt{account})[0], failuresHere.name+" "+account.key+" %")
+// settleThrottles gives the places back, and raises the counters when the attempt was wrong.
+func (d db) settleThrottles(ctx context.Context, counters []counter, wrong bool) ([]throttleCount, error) {
+	return d.throttles(ctx, `
+		update throttles t set pending = greatest(pending - 1, 0), count = count + $4::boolean::integer
+		from (select key from throttles join unnest($1::text[], $2::interval[], $3::integer[]) as k (key, length, most) using (key)
+			order by key for no key update of throttles) as mine
+		where t.key = mine.key
+		returning t.key, count, pending, ends_at - now() as rest, false as reserved`, counters, wrong)
+}
+
+// deleteFailures forgets the wrong passwords of an account, from everywhere.
+func (d db) deleteFailures(ctx context.Context, email string) error {
+	return d.exec(ctx, `delete from throttles where key = $1 or starts_with(key, $2)`,
+		failures+" "+hashed(email), failuresNetwork+" "+hashed(email)+" ")
 }

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"time"
+)
+
+// A registration is somebody who asks for an account and has not proved the address. It reserves nothing and is found
+// by nobody but whoever has the link in the mail.
+
+// registration is what the link leads to.
+type registration struct {
+	ID           string
+	Email        string
+	Name         string
+	PasswordHash string
+}
+
+// upsertRegistration makes a registration, or begins that of the same address anew: the latest one wins. A link that
+// was mailed before stays good until the next mail replaces it, but takes the new password.
+func (d db) upsertRegistration(ctx context.Context, email, name, passwordHash string, ttl time.Duration) (id string, err error) {
+	err = d.q.QueryRow(ctx, `
+		insert into registrations as r (id, email, name, password_hash, expires_at) values ($1, $2, $3, $4, now() + $5::interval)
+		on conflict (email) do update set name = excluded.name, password_hash = excluded.password_hash,
+			expires_at = excluded.expires_at, token_hash = case when r.expires_at > now() then r.token_hash end
+		returning id`, newID(), email, name, passwordHash, ttl).Scan(&id)
+	return id, err
+}
+
+// registrationByToken looks without consuming; pgx.ErrNoRows when the token is void.
+func (d db) registrationByToken(ctx context.Context, hash []byte) (registration, error) {
+	return one[registration](ctx, d, `
+		select id, email, name, password_hash from registrations where token_hash = $1 and expires_at > now()`, hash)
+}
+
+// deleteRegistration consumes a token together with the very password that was verified: a registration in between has
+// replaced it, and counts. Of any number of uses at once one gets the row, the others pgx.ErrNoRows (R60, R61).
+func (d db) deleteRegistration(ctx context.Context, tokenHash []byte, passwordHash string) (registration, error) {
+	return one[registration](ctx, d, `
+		delete from registrations where token_hash = $1 and password_hash = $2 and expires_at > now()
+		returning id, email, name, password_hash`, tokenHash, passwordHash)
+}
+
+// updateRegistrationToken makes hash the one live token of the registration that a mail is for, for ttl from now;
+// pgx.ErrNoRows when the registration is gone.
+func (d db) updateRegistrationToken(ctx context.Context, hash []byte, mailID string, ttl time.Duration) error {
+	return d.execOne(ctx, `
+		update registrations r set token_hash = $1, expires_at = now() + $3::interval
+		from mails m where m.id = $2 and r.id = m.registration_id`, hash, mailID, ttl)
+}
