@@ -163,7 +163,7 @@ func (d db) deleteUser(ctx context.Context, u user, allowed versions) error {
 			return err
 		}
 	}
-	if err := d.exec(ctx, `insert into erasures (user_id) values ($1)`, u.ID); err != nil {
+	if err := d.exec(ctx, `insert into erasures (user_id) values ($1) on conflict (user_id) do nothing`, u.ID); err != nil {
 		return err
 	}
 	if _, err := d.eraseAddresses(ctx, u.ID, erasedAtOnce); err != nil {

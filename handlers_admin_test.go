@@ -306,7 +306,7 @@ func TestDisableUser(t *testing.T) {
 	invitation := s.waitMail("new@example.com", 1).Token
 	s.post("/v1/auth/forgot-password", "", map[string]string{"email": m.email}).want(202, "")
 	token := s.waitMail(m.email, 1).Token
-	s.exec("insert into mails (id, user_id, kind, recipient, next_attempt_at) values ($1, $2, 'verify_email', 'ada@example.com', now() + interval '1 hour')", newID(), m.id)
+	s.exec("insert into mails (id, user_id, kind, recipient, next_attempt_at) values ($1, $2, 'reset_password', 'ada@example.com', now() + interval '1 hour')", newID(), m.id)
 	elsewhere := s.signInAs(m.email, testPassword).want(200, "")
 	other.get("/v1/users/me", m.token).want(200, "")
 

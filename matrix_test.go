@@ -158,7 +158,9 @@ func (s *testServer) newCell(role, elsewhere string) cell {
 	batch.Queue(`insert into sessions (id, user_id, expires_at) values ($1, $2, now() + interval '1 day')`, c.session, c.me.id)
 	batch.Queue(`insert into mail_tokens (token_hash, user_id, purpose, email, expires_at)
 		select sha256((left(p, 1) || $2)::bytea), $1, p, $2 || '@example.net', now() + interval '1 hour'
-		from unnest(array['verify-email', 'reset-password', 'confirm-email']) p`, c.subject.id, c.token)
+		from unnest(array['reset-password', 'confirm-email']) p`, c.subject.id, c.token)
+	batch.Queue(`insert into registrations (id, email, name, password_hash, token_hash, expires_at)
+		values ($1, $2 || '@example.org', 'X', $3, sha256(('v' || $2)::bytea), now() + interval '1 hour')`, newID(), c.token, testPasswordHash())
 	batch.Queue(`insert into organizations (id, name, slug) select id, 'X', id::text from unnest($1::uuid[]) id`, organizations)
 	batch.Queue(`insert into memberships (id, organization_id, user_id, role)
 		select gen_random_uuid(), o, $3::uuid, role from unnest($1::uuid[], $2::text[]) x (o, role) where role <> ''

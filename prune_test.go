@@ -17,16 +17,24 @@ func (s *testServer) expire(m member) {
 	s.exec(`insert into invitations (id, organization_id, email, role, invited_by, expires_at)
 		select gen_random_uuid(), $1, 'a' || extract(epoch from d)::int || '@example.com', 'member', $1, now() + d from unnest($2::interval[]) d`,
 		m.id, []string{"-1 second", "1 hour"})
-	s.exec(`insert into mails (id, user_id, kind, recipient, sent_at, failed_at, created_at, next_attempt_at) values
-		(gen_random_uuid(), $1, 'old', 'sent', now() - interval '8 days', null, now(), now()),
-		(gen_random_uuid(), $1, 'old', 'failed', null, now() - interval '8 days', now(), now()),
-		(gen_random_uuid(), $1, 'live', 'sent', now() - interval '6 days', null, now() - interval '9 days', now()),
-		(gen_random_uuid(), $1, 'live', 'failed', null, now() - interval '6 days', now() - interval '9 days', now()),
-		(gen_random_uuid(), $1, 'live', 'waiting', null, null, now() - interval '6 days', now() + interval '1 hour'),
-		(gen_random_uuid(), $1, 'old', 'waiting', null, null, now() - interval '8 days', now() + interval '1 hour')`, m.id)
+	for days, kind := range map[int]string{8: "old", 6: "live"} {
+		for _, state := range []string{"now(), null", "null, now()", "null, null"} {
+			s.exec(`insert into mails (id, user_id, kind, recipient, sent_at, failed_at, next_attempt_at)
+				values ($1, $2, $3, 'x', `+state+`, now() + interval '1 hour')`, idOf(days), m.id, kind)
+		}
+	}
+	// A mail that waits keeps its registration.
+	s.exec(`insert into registrations (id, email, name, password_hash, expires_at) values
+		($1, 'old@example.com', 'X', 'x', now() - interval '1 second'), ($2, 'waits@example.com', 'X', 'x', now() - interval '1 second'),
+		(gen_random_uuid(), 'live@example.com', 'X', 'x', now() + interval '1 hour')`, newID(), m.id)
+	s.exec(`insert into mails (id, kind, recipient, registration_id, next_attempt_at) values ($1, 'live', 'x', $2, now() + interval '1 hour')`, newID(), m.id)
 	s.exec(`insert into throttles (key, count, ends_at) values ('old', 9, now() - interval '1 second'), ('live', 9, now() + interval '1 hour')`)
-	s.exec(`insert into audit_events (id, action, created_at) values
-		(gen_random_uuid(), 'test.old', now() - interval '366 days'), (gen_random_uuid(), 'test.live', now() - interval '364 days')`)
+	s.exec(`insert into audit_events (id, action) values ($1, 'test.old'), ($2, 'test.live')`, idOf(366), idOf(364))
+}
+
+// idOf is an id that was made some days ago.
+func idOf(days int) string {
+	return firstID(time.Now().AddDate(0, 0, -days))[:14] + newID()[14:]
 }
 
 // Each kind that has expired goes, each that lives stays.
@@ -35,15 +43,15 @@ func TestPrune(t *testing.T) {
 	s := newTestServer(t)
 	m := s.newUser("ada@example.com", "user")
 	s.expire(m)
-	if n, err := s.db.prune(t.Context(), 8760*time.Hour); err != nil || n != 8 {
+	if n, err := s.db.prune(t.Context(), 8760*time.Hour); err != nil || n != 9 {
 		t.Fatal(n, "rows went,", err)
 	}
 	for table, want := range map[string]struct{ old, live string }{
 		"sessions": {"expires_at < now()", "expires_at > now()"}, "mail_tokens": {"expires_at < now()", "expires_at > now()"},
 		"invitations": {"expires_at < now()", "expires_at > now()"}, "mails": {"kind = 'old'", "kind = 'live'"},
-		"throttles": {"key = 'old'", "key = 'live'"}, "audit_events": {"action = 'test.old'", "action = 'test.live'"},
+		"registrations": {"email = 'old@example.com'", "email in ('live@example.com', 'waits@example.com')"}, "throttles": {"key = 'old'", "key = 'live'"}, "audit_events": {"action = 'test.old'", "action = 'test.live'"},
 	} {
-		live := map[string]int{"sessions": 2, "mails": 3}[table]
+		live := map[string]int{"sessions": 2, "mails": 4, "registrations": 2}[table]
 		if n := scalar[int](s, "select count(*) from "+table+" where "+want.old); n != 0 {
 			t.Errorf("%s: %d expired are left", table, n)
 		}
@@ -67,7 +75,7 @@ func TestPruneAtOnce(t *testing.T) {
 	m := s.newUser("ada@example.com", "user")
 	const expired = 2*pruneBatch + 1
 	s.exec(`insert into sessions (id, user_id, expires_at) select gen_random_uuid(), $1, now() - interval '1 second' from generate_series(1, $2)`, m.id, expired)
-	s.exec(`insert into audit_events (id, action, created_at) select gen_random_uuid(), 'test.old', now() - interval '2 years' from generate_series(1, $1)`, expired)
+	s.exec(`insert into audit_events (id, action) select overlay($2 placing lpad(to_hex(i), 12, '0') from 25)::uuid, 'test.old' from generate_series(1, $1) i`, expired, idOf(800))
 
 	other, err := s.pool.Begin(t.Context())
 	if err != nil {
@@ -145,7 +153,7 @@ func TestPruneCommand(t *testing.T) {
 		{map[string]string{}, nil, false, "DATABASE_URL is required"},
 		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL, "AUDIT_RETENTION": "forever"}, nil, false, "AUDIT_RETENTION"},
 		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}, []string{"now"}, false, "takes no arguments"},
-		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL, "AUDIT_RETENTION": "9000h"}, nil, true, "7 rows deleted\n"},
+		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL, "AUDIT_RETENTION": "9000h"}, nil, true, "8 rows deleted\n"},
 		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}, nil, true, "1 rows deleted\n"},
 		{map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}, nil, true, "0 rows deleted\n"},
 	} {
@@ -153,5 +161,47 @@ func TestPruneCommand(t *testing.T) {
 		if ok != tc.ok || !strings.Contains(out, tc.out) {
 			t.Errorf("%v %v: exit code 0 is %v\n%s", tc.env, tc.args, ok, out)
 		}
+	}
+}
+
+// R110: a step that fails stops none after it.
+func TestPruneGoesOn(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.expire(s.newUser("ada@example.com", "user"))
+	s.exec(`create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$`)
+	s.exec("create trigger refuse before delete on sessions for each row execute function refuse()")
+	s.exec("create trigger refuse before delete on throttles for each row execute function refuse()")
+	n, err := s.db.prune(t.Context(), 8760*time.Hour)
+	if err == nil || n != 7 {
+		t.Errorf("%d rows went, %v", n, err)
+	}
+	if left := scalar[int](s, "select count(*) from audit_events where action = 'test.old'"); left != 0 {
+		t.Errorf("%d events are left", left)
+	}
+}
+
+// R102: an account can be deleted whatever it did before, and the client addresses of its doing are gone after the next
+// pruning: the newest at once, the rest in batches.
+func TestDeleteAfterManyEvents(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	ada, eve, admin := s.newUser("ada@example.com", "user"), s.newUser("eve@example.com", "user"), s.newUser("root@example.com", "admin")
+	const events = 2*eraseBatch + 1
+	s.exec(`insert into audit_events (id, action, actor_id, subject_id, ip) select gen_random_uuid(), 'test.event', $1, $2, '192.0.2.1' from generate_series(1, $3)`, ada.id, eve.id, events)
+	s.exec(`insert into audit_events (id, action, subject_id, ip) select gen_random_uuid(), 'test.event', $1, '192.0.2.1' from generate_series(1, 10)`, ada.id)
+	s.exec(`insert into audit_events (id, action, actor_id, subject_id, ip) values (gen_random_uuid(), 'test.event', $1, $2, '192.0.2.1')`, eve.id, ada.id)
+	s.deleteAs("/v1/users/"+ada.id, admin.token).want(204, "")
+	left := func() int {
+		return scalar[int](s, "select count(*) from audit_events where action = 'test.event' and ip is not null")
+	}
+	if n := left(); n != 1+events-erasedAtOnce {
+		t.Errorf("%d addresses are left at once", n)
+	}
+	if _, err := s.db.prune(t.Context(), 8760*time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if n := left(); n != 1 || scalar[int](s, "select count(*) from erasures") != 0 {
+		t.Errorf("%d addresses are left, want eve's", n)
 	}
 }

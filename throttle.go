@@ -274,38 +274,41 @@ type throttleCount struct {
 	limit    limit
 }
 
-// throttles runs a statement over counters, whose rows are taken in the order of their keys. Each row of the answer
-// gets its limit back.
-func (d db) throttles(ctx context.Context, sql string, counters []counter, more ...any) ([]throttleCount, error) {
-	limits := map[string]limit{}
-	keys, windows, counts := []string{}, []time.Duration{}, []int{}
+// columnsOf are the parameters of the statements below, which take the rows in the order of their keys.
+func columnsOf(counters []counter) (keys []string, windows []time.Duration, most []int) {
 	for _, c := range counters {
-		limits[c.key] = c.limit
-		keys, windows, counts = append(keys, c.key), append(windows, c.limit.window), append(counts, c.limit.count)
+		keys, windows, most = append(keys, c.key), append(windows, c.limit.window), append(most, c.limit.count)
 	}
-	rows, err := many[throttleCount](ctx, d, sql, append([]any{keys, windows, counts}, more...)...)
+	return keys, windows, most
+}
+
+// withLimits gives each row of an answer its limit back.
+func withLimits(rows []throttleCount, counters []counter) []throttleCount {
 	for i := range rows {
-		rows[i].limit = limits[rows[i].Key]
+		rows[i].limit = counters[slices.IndexFunc(counters, func(c counter) bool { return c.key == rows[i].Key })].limit
 	}
-	return rows, err
+	return rows
 }
 
 // upsertThrottles adds one to each counter, or begins its next window.
 func (d db) upsertThrottles(ctx context.Context, counters []counter) ([]throttleCount, error) {
-	return d.throttles(ctx, `
+	keys, windows, _ := columnsOf(counters)
+	rows, err := many[throttleCount](ctx, d, `
 		insert into throttles as t (key, count, ends_at)
-		select key, 1, now() + length from unnest($1::text[], $2::interval[], $3::integer[]) as k (key, length, most) order by key
+		select key, 1, now() + length from unnest($1::text[], $2::interval[]) as k (key, length) order by key
 		on conflict (key) do update set
 			count = case when t.ends_at > now() then t.count + 1 else 1 end,
 			ends_at = case when t.ends_at > now() then t.ends_at else excluded.ends_at end
-		returning key, count, pending, ends_at - now() as rest, true as reserved`, counters)
+		returning key, count, pending, ends_at - now() as rest, true as reserved`, keys, windows)
+	return withLimits(rows, counters), err
 }
 
 // reserveThrottles takes a place under each counter, unless one has none left: then it writes nothing, and returns
 // those. Places that were not given back, because their replica died, are free again after pendingTime.
 func (d db) reserveThrottles(ctx context.Context, counters []counter) ([]throttleCount, error) {
-	return d.throttles(ctx, `
-		with k as (select * from unnest($1::text[], $2::interval[], $3::integer[]) as k (key, length, most)),
+	keys, windows, most := columnsOf(counters)
+	rows, err := many[throttleCount](ctx, d, `
+		with k as (select key, length, most from unnest($1::text[], $2::interval[], $3::integer[]) as k (key, length, most)),
 		crowded as (
 			select key, count, case when pending_until > now() then pending else 0 end + 1 as pending, ends_at - now() as rest
 			from throttles join k using (key)
@@ -320,17 +323,19 @@ func (d db) reserveThrottles(ctx context.Context, counters []counter) ([]throttl
 				ends_at = case when t.ends_at > now() then t.ends_at else excluded.ends_at end
 			returning key, count, pending, ends_at - now() as rest)
 		select key, count, pending, rest, false as reserved from crowded
-		union all select key, count, pending, rest, true from reserved`, counters, pendingTime)
+		union all select key, count, pending, rest, true from reserved`, keys, windows, most, pendingTime)
+	return withLimits(rows, counters), err
 }
 
 // settleThrottles gives the places back, and raises the counters when the attempt was wrong.
 func (d db) settleThrottles(ctx context.Context, counters []counter, wrong bool) ([]throttleCount, error) {
-	return d.throttles(ctx, `
-		update throttles t set pending = greatest(pending - 1, 0), count = count + $4::boolean::integer
-		from (select key from throttles join unnest($1::text[], $2::interval[], $3::integer[]) as k (key, length, most) using (key)
-			order by key for no key update of throttles) as mine
+	keys, _, _ := columnsOf(counters)
+	rows, err := many[throttleCount](ctx, d, `
+		update throttles t set pending = greatest(pending - 1, 0), count = count + $2::boolean::integer
+		from (select key from throttles where key = any($1) order by key for no key update) as mine
 		where t.key = mine.key
-		returning t.key, count, pending, ends_at - now() as rest, false as reserved`, counters, wrong)
+		returning t.key, count, pending, ends_at - now() as rest, false as reserved`, keys, wrong)
+	return withLimits(rows, counters), err
 }
 
 // deleteFailures forgets the wrong passwords of an account, from everywhere.
