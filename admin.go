@@ -23,7 +23,7 @@ func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string
 	if err != nil {
 		return nil, err
 	}
-	return &server{cfg: cfg, pool: pool, db: db{pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
+	return &server{cfg: cfg, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
 }
 
 // runAdmin is the command: admin EMAIL [--password-stdin]. It makes a platform admin of the account, which it makes or
@@ -54,7 +54,7 @@ func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, std
 		if err != nil {
 			return err
 		}
-		if err := inOrder(tx.deleteSessions(ctx, id, nil), tx.voidMailTokens(ctx, id)); err != nil {
+		if err := firstError(tx.deleteSessions(ctx, id, nil), tx.voidMailTokens(ctx, id)); err != nil {
 			return err
 		}
 		if hash == "" {
@@ -62,7 +62,8 @@ func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, std
 				return err
 			}
 		}
-		return tx.audit(ctx, caller{}, "user.made_admin", nil, &id, map[string]any{"actor": "cli"})
+		tx.audit(caller{}, auditEntry{action: "user.made_admin", subject: id, detail: map[string]any{"actor": "cli"}})
+		return nil
 	})
 	if err != nil {
 		return err

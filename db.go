@@ -24,7 +24,10 @@ type querier interface {
 }
 
 // db is where the SQL lives: one method a statement, in the files db_*.go.
-type db struct{ q querier }
+type db struct {
+	q     querier
+	trail *trail // of a transaction
+}
 
 // inTx runs fn in a transaction, which commits when fn returns nil. What must survive a refusal is committed before
 // the refusal is returned, never inside fn. fn runs up to three times when PostgreSQL broke a deadlock or what it read
@@ -32,7 +35,10 @@ type db struct{ q querier }
 // worked, so it is never tried again (R82).
 func (d db) inTx(ctx context.Context, fn func(tx db) error) error {
 	for attempt := 1; ; attempt++ {
-		err := pgx.BeginFunc(ctx, d.q, func(tx pgx.Tx) error { return fn(db{tx}) })
+		err := pgx.BeginFunc(ctx, d.q, func(tx pgx.Tx) error {
+			run := db{q: tx, trail: &trail{}}
+			return run.writeTrail(ctx, fn(run))
+		})
 		if stale := d.stalePlan(err); attempt == 3 || !stale && !retryable(err) {
 			return err
 		}
@@ -40,9 +46,9 @@ func (d db) inTx(ctx context.Context, fn func(tx db) error) error {
 	}
 }
 
-// inOrder returns the first error of steps that ran one after the other in a transaction. What ran after it is rolled
+// firstError is for steps of a transaction that all run, one after the other: what ran after the first error is rolled
 // back with it.
-func inOrder(errs ...error) error { return cmp.Or(errs...) }
+func firstError(errs ...error) error { return cmp.Or(errs...) }
 
 // errMoved asks inTx for another run: what was locked first is not all that had to be.
 var errMoved = &pgconn.PgError{Code: "40001", Message: "locked too little"}
@@ -115,6 +121,14 @@ func collect[T, V any](ctx context.Context, d db, read func(pgx.Rows, pgx.RowToF
 		v, err = read(rows, scan)
 	}
 	return v, err
+}
+
+// deref is empty for NULL.
+func deref(id *string) string {
+	if id == nil {
+		return ""
+	}
+	return *id
 }
 
 // nonEmpty is NULL for an id that is not known.

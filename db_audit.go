@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"time"
@@ -9,18 +10,49 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// audit writes one event of the trail, in the transaction of what it tells of. detail holds no secret and no personal
-// data: ids and roles only.
-func (d db) audit(ctx context.Context, c caller, action string, organizationID, subjectID *string, detail map[string]any) error {
-	b, err := json.Marshal(detail)
-	if err != nil {
-		return err
+// auditEntry is one line of the trail. It holds no secret and no personal data: ids and roles only.
+type auditEntry struct {
+	action       string
+	organization string         // id; empty: none
+	subject      string         // id of what it happened to; empty: none
+	detail       map[string]any // ids and roles
+}
+
+// trail is what a transaction has to say, written before it commits: without the entry there is no change, and without the
+// change no entry.
+type trail struct{ rows [][]any }
+
+// audit adds an entry to the trail of the transaction.
+func (d db) audit(c caller, e auditEntry) { d.trail.rows = append(d.trail.rows, e.row(c)) }
+
+// writeTrail is the last step of a transaction that has come this far with err.
+func (d db) writeTrail(ctx context.Context, err error) error {
+	for _, row := range d.trail.rows {
+		if err == nil {
+			err = d.insertAuditEvent(ctx, row)
+		}
 	}
-	_, err = d.q.Exec(ctx, `
-		insert into audit_events (id, action, actor_id, organization_id, subject_id, ip, detail)
-		values ($1, $2, $3, $4, $5, $6, $7)`,
-		newID(), action, nonEmpty(c.user.ID), organizationID, subjectID, c.ip, b) // pgx writes an unknown address as NULL
 	return err
+}
+
+// record writes an entry by itself and returns refusal, for what is refused and changes nothing else.
+func (d db) record(ctx context.Context, c caller, e auditEntry, refusal error) error {
+	return cmp.Or(d.insertAuditEvent(ctx, e.row(c)), refusal)
+}
+
+func (e auditEntry) row(c caller) []any {
+	detail, err := json.Marshal(e.detail)
+	if err != nil {
+		panic(err) // our own types always marshal
+	}
+	// pgx writes an unknown address as NULL.
+	return []any{newID(), e.action, nonEmpty(c.user.ID), nonEmpty(e.organization), nonEmpty(e.subject), c.ip, detail}
+}
+
+func (d db) insertAuditEvent(ctx context.Context, row []any) error {
+	return d.exec(ctx, `
+		insert into audit_events (id, action, actor_id, organization_id, subject_id, ip, detail)
+		values ($1, $2, $3, $4, $5, $6, $7)`, row...)
 }
 
 // erasedAtOnce is how many events of a user lose their client address with the account; prune does the rest.

@@ -106,7 +106,7 @@ func (d db) deleteMailToken(ctx context.Context, hash []byte, purpose string) (m
 
 // voidMailTokens ends every token of a user, whose row is locked, and takes away the mails that would carry one.
 func (d db) voidMailTokens(ctx context.Context, userID string) error {
-	return inOrder(
+	return firstError(
 		d.exec(ctx, `delete from mails where user_id = $1 and sent_at is null and kind = any($2)`, userID, tokenKinds),
 		d.exec(ctx, `delete from mail_tokens where user_id = $1`, userID))
 }

@@ -147,7 +147,7 @@ func TestRuntimeRole(t *testing.T) {
 			if role != "" {
 				err = exec("create role " + role)
 			}
-			if err := inOrder(err, exec(up)); err != nil {
+			if err := firstError(err, exec(up)); err != nil {
 				t.Fatal(err)
 			}
 			var limits string

@@ -155,7 +155,7 @@ func (d db) lockUser(ctx context.Context, id string) (user, error) {
 func (d db) deleteUser(ctx context.Context, u user, allowed versions) error {
 	if u.EmailVerified {
 		// Nobody's mails also to an address that was theirs, not to one that they only asked to have.
-		if err := inOrder(
+		if err := firstError(
 			d.exec(ctx, `delete from mails where recipient = $2 or user_id is null and recipient in (
 				select recipient from mails where user_id = $1 and kind <> $3)`, u.ID, u.Email, mailChangeEmail),
 			d.exec(ctx, `delete from invitations where email = $1`, u.Email),

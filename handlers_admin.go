@@ -69,7 +69,8 @@ func (s *server) createUser(ctx context.Context, c caller, in createUserInput) (
 				return err
 			}
 		}
-		return tx.audit(ctx, c, "user.created", nil, &u.ID, map[string]any{"role": in.Role})
+		tx.audit(c, auditEntry{action: "user.created", subject: u.ID, detail: map[string]any{"role": in.Role}})
+		return nil
 	})
 	s.wakeSender()
 	return u, err
@@ -110,14 +111,15 @@ func (s *server) updateUser(ctx context.Context, c caller, in updateUserInput) (
 		if lost := u.Disabled || u.Role != before.Role; lost && u.ID == c.user.ID {
 			return cmp.Or(orElse(tx.anyAdmin(ctx), errLastAdmin), error(errOwnAccount))
 		}
-		return tx.audit(ctx, c, "user.updated", nil, &u.ID, map[string]any{"role": u.Role, "disabled": u.Disabled})
+		tx.audit(c, auditEntry{action: "user.updated", subject: u.ID, detail: map[string]any{"role": u.Role, "disabled": u.Disabled}})
+		return nil
 	})
 	return u, err
 }
 
 // endEverything ends what a disabled user could still use: sessions, mail tokens, and invitations in their name.
 func (d db) endEverything(ctx context.Context, userID string) error {
-	return inOrder(d.deleteSessions(ctx, userID, nil), d.voidMailTokens(ctx, userID), d.deleteAllInvitationsBy(ctx, userID))
+	return firstError(d.deleteSessions(ctx, userID, nil), d.voidMailTokens(ctx, userID), d.deleteAllInvitationsBy(ctx, userID))
 }
 
 type deleteUserInput struct {
@@ -133,7 +135,8 @@ func (s *server) deleteUser(ctx context.Context, c caller, in deleteUserInput) (
 		if in.UserID == c.user.ID {
 			return cmp.Or(orElse(tx.anyAdmin(ctx), errLastAdmin), error(errOwnAccount))
 		}
-		return tx.audit(ctx, c, "user.deleted", nil, &in.UserID, nil)
+		tx.audit(c, auditEntry{action: "user.deleted", subject: in.UserID})
+		return nil
 	})
 }
 
@@ -142,7 +145,8 @@ func (s *server) deleteUserSessions(ctx context.Context, c caller, in userInput)
 		if _, err := tx.lockUser(ctx, in.UserID); err != nil {
 			return orElse(err, errNotFound)
 		}
-		return inOrder(tx.deleteSessions(ctx, in.UserID, nil), tx.audit(ctx, c, "user.sessions_ended", nil, &in.UserID, nil))
+		tx.audit(c, auditEntry{action: "user.sessions_ended", subject: in.UserID})
+		return tx.deleteSessions(ctx, in.UserID, nil)
 	})
 }
 
@@ -171,7 +175,7 @@ func (s *server) listOrganizationAuditEvents(ctx context.Context, c caller, in l
 
 // exportMe is everything stored about the caller, in one document; that it was read is in the trail.
 func (s *server) exportMe(ctx context.Context, c caller, _ none) (export, error) {
-	if err := s.db.audit(ctx, c, "user.exported", nil, &c.user.ID, nil); err != nil {
+	if err := s.db.record(ctx, c, auditEntry{action: "user.exported", subject: c.user.ID}, nil); err != nil {
 		return export{}, err
 	}
 	return s.db.exportUser(ctx, c.user, c.session)

@@ -32,14 +32,12 @@ func (s *server) register(ctx context.Context, c caller, in registerInput) (acce
 		if err != nil {
 			return err
 		}
-		m, action, subject := newMail{kind: mailRegistration, to: in.Email, registration: &id}, "user.registered", &id
+		m, entry := newMail{kind: mailRegistration, to: in.Email, registration: &id}, auditEntry{action: "user.registered", subject: id}
 		if taken {
-			m, action, subject = newMail{kind: mailAccountExists, owner: in.Email}, "user.registered_again", nil
+			m, entry = newMail{kind: mailAccountExists, owner: in.Email}, auditEntry{action: "user.registered_again"}
 		}
-		if err := s.mail(ctx, tx, m); err != nil {
-			return err
-		}
-		return tx.audit(ctx, c, action, nil, subject, nil)
+		tx.audit(c, entry)
+		return s.mail(ctx, tx, m)
 	})
 	s.wakeSender()
 	return accepted{"We have sent a mail to this address. The link in it completes the registration."}, err
@@ -55,7 +53,8 @@ func (s *server) registerUnverified(ctx context.Context, c caller, in registerIn
 		if u, err = tx.insertUser(ctx, newUser{newID(), in.Email, in.Name, "user", hash, false}); err != nil {
 			return err
 		}
-		return tx.audit(ctx, c, "user.registered", nil, &u.ID, nil)
+		tx.audit(c, auditEntry{action: "user.registered", subject: u.ID})
+		return nil
 	})
 	return u, err
 }
@@ -127,8 +126,7 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 	if refusal != nil {
 		s.metrics.signIns.WithLabelValues(refusal.Code).Inc()
 		// Written for unknown addresses too: the same work, and a trail of whoever tries them all.
-		err := s.db.audit(ctx, c, "sign_in.refused", nil, nonEmpty(account.ID), map[string]any{"code": refusal.Code})
-		return tokens{}, cmp.Or(err, error(refusal))
+		return tokens{}, s.db.record(ctx, c, auditEntry{action: "sign_in.refused", subject: account.ID, detail: map[string]any{"code": refusal.Code}}, refusal)
 	}
 	if weak {
 		hash, err := s.rehash(ctx, account, password)
@@ -174,9 +172,9 @@ func (s *server) startSession(ctx context.Context, tx db, c caller, userID, pass
 	}
 	n := newSession{user: u, id: newID(), generation: 1}
 	c.user = u
-	return n, inOrder(tx.deleteOldestSessions(ctx, userID, maxSessions-1),
-		tx.insertSession(ctx, n.id, userID, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL)),
-		tx.audit(ctx, c, "session.started", nil, &n.id, nil))
+	tx.audit(c, auditEntry{action: "session.started", subject: n.id})
+	return n, firstError(tx.deleteOldestSessions(ctx, userID, maxSessions-1),
+		tx.insertSession(ctx, n.id, userID, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL)))
 }
 
 // newSession is what tokens are made from.
@@ -216,7 +214,7 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 	c.user = found.user
 	if found.Replayable {
 		if found.Late { // a lost reply, or somebody who keeps in step with the owner
-			err = s.db.audit(ctx, c, "session.replayed", nil, &sessionID, nil)
+			err = s.db.record(ctx, c, auditEntry{action: "session.replayed", subject: sessionID}, nil)
 		}
 		if err != nil {
 			return tokens{}, err
@@ -226,8 +224,8 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 	s.metrics.reuses.Inc()
 	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.ID)
 	err = s.db.inTx(ctx, func(tx db) error { // committed before the refusal
-		return inOrder(tx.deleteReusedSession(ctx, sessionID, generation),
-			tx.audit(ctx, c, "session.reuse_detected", nil, &sessionID, nil))
+		tx.audit(c, auditEntry{action: "session.reuse_detected", subject: sessionID})
+		return tx.deleteReusedSession(ctx, sessionID, generation)
 	})
 	return tokens{}, cmp.Or(err, error(errInvalidGrant))
 }
@@ -258,7 +256,8 @@ func (s *server) revokeToken(ctx context.Context, c caller, in revokeTokenInput)
 			return orElse(err, nil) // it has ended already
 		}
 		c.user.ID = userID
-		return tx.audit(ctx, c, "session.ended", nil, &sessionID, nil)
+		tx.audit(c, auditEntry{action: "session.ended", subject: sessionID})
+		return nil
 	})
 }
 

@@ -43,7 +43,8 @@ func (s *server) createInvitation(ctx context.Context, c caller, in createInvita
 			return err
 		}
 		_, err = tx.insertMail(ctx, newMail{kind: mailInvitation, to: in.Email, invitation: &i.ID})
-		return inOrder(err, tx.audit(ctx, c, "invitation.created", &in.OrganizationID, &i.ID, map[string]any{"role": in.Role}))
+		tx.audit(c, auditEntry{action: "invitation.created", organization: in.OrganizationID, subject: i.ID, detail: map[string]any{"role": in.Role}})
+		return err
 	})
 	s.wakeSender()
 	return i, err
@@ -86,7 +87,8 @@ func (s *server) deleteInvitation(ctx context.Context, c caller, in deleteInvita
 		if !manages(role, offered) {
 			return errForbidden
 		}
-		return tx.audit(ctx, c, "invitation.deleted", &in.OrganizationID, &in.InvitationID, nil)
+		tx.audit(c, auditEntry{action: "invitation.deleted", organization: in.OrganizationID, subject: in.InvitationID})
+		return nil
 	})
 }
 
@@ -112,7 +114,8 @@ func (s *server) acceptInvitation(ctx context.Context, c caller, in acceptInvita
 		if m, err = tx.insertMembershipIfNone(ctx, i.OrganizationID, c.user.ID, i.Role); err != nil {
 			return err
 		}
-		return tx.audit(ctx, c, "invitation.accepted", &i.OrganizationID, &c.user.ID, map[string]any{"role": m.Role})
+		tx.audit(c, auditEntry{action: "invitation.accepted", organization: i.OrganizationID, subject: c.user.ID, detail: map[string]any{"role": m.Role}})
+		return nil
 	})
 	return m, err
 }
@@ -173,7 +176,8 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 			return err
 		}
 		c.user = u
-		return tx.audit(ctx, c, "invitation.accepted", &i.OrganizationID, &u.ID, map[string]any{"role": i.Role})
+		tx.audit(c, auditEntry{action: "invitation.accepted", organization: i.OrganizationID, subject: u.ID, detail: map[string]any{"role": i.Role}})
+		return nil
 	})
 	if violates(err, "users_email_key") {
 		err = errSignInFirst

@@ -47,7 +47,7 @@ func (s *server) mailOf(ctx context.Context, tx db, m newMail) (owner *string, s
 
 // endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
 func (s *server) endAccess(ctx context.Context, tx db, email, userID string, except *string) error {
-	return inOrder(tx.deleteSessions(ctx, userID, except), tx.voidMailTokens(ctx, userID),
+	return firstError(tx.deleteSessions(ctx, userID, except), tx.voidMailTokens(ctx, userID),
 		s.mail(ctx, tx, newMail{kind: mailPasswordChanged, owner: email}))
 }
 
@@ -78,7 +78,8 @@ func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput)
 		if session, err = s.startSession(ctx, tx, c, r.ID, r.PasswordHash); err != nil {
 			return err
 		}
-		return tx.audit(ctx, c, "email.verified", nil, &r.ID, nil)
+		tx.audit(c, auditEntry{action: "email.verified", subject: r.ID})
+		return nil
 	})
 	if violates(err, "users_email_key") {
 		err = errBadMailToken // the address got an account in another way meanwhile
@@ -111,7 +112,8 @@ func (s *server) forgotPassword(ctx context.Context, c caller, in forgotPassword
 		if owner == nil {
 			c.ip = netip.Addr{} // it would outlive an account that this address gets later
 		}
-		return tx.audit(ctx, c, "password.reset_requested", nil, owner, nil)
+		tx.audit(c, auditEntry{action: "password.reset_requested", subject: deref(owner)})
+		return nil
 	})
 	s.wakeSender()
 	return accepted{"If this address has an account, we have sent it a mail with a link to choose a new password."}, err
@@ -137,8 +139,8 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 		return none{}, err
 	}
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
-		return inOrder(tx.updatePasswordByMail(ctx, account.ID, hash),
-			tx.audit(ctx, c, "password.reset", nil, &account.ID, nil), tx.deleteFailures(ctx, account.Email),
+		tx.audit(c, auditEntry{action: "password.reset", subject: account.ID})
+		return firstError(tx.updatePasswordByMail(ctx, account.ID, hash), tx.deleteFailures(ctx, account.Email),
 			s.endAccess(ctx, tx, account.Email, account.ID, nil))
 	})
 	s.wakeSender()
@@ -172,8 +174,8 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		if taken {
 			change = newMail{kind: mailAccountExists, owner: in.Email}
 		}
-		return inOrder(s.mail(ctx, tx, change), tx.audit(ctx, c, "email.change_requested", nil, &account.ID, nil),
-			s.mail(ctx, tx, newMail{kind: mailChangeEmailNotice, owner: account.Email}))
+		tx.audit(c, auditEntry{action: "email.change_requested", subject: account.ID})
+		return firstError(s.mail(ctx, tx, change), s.mail(ctx, tx, newMail{kind: mailChangeEmailNotice, owner: account.Email}))
 	})
 	s.wakeSender()
 	return accepted{"We have sent a mail to the new address. The link in it completes the change."}, err
@@ -191,8 +193,9 @@ func (s *server) confirmEmail(ctx context.Context, c caller, in confirmEmailInpu
 		return none{}, s.deadLink(ctx, c, err)
 	}
 	err = s.consume(ctx, account, in.Token, purposeConfirmEmail, func(tx db, t mailToken) error {
-		return inOrder(tx.updateEmail(ctx, t.UserID, t.Email), tx.deleteSessions(ctx, t.UserID, t.SessionID),
-			tx.audit(ctx, c, "email.changed", nil, &account.ID, nil), tx.voidMailTokens(ctx, t.UserID))
+		tx.audit(c, auditEntry{action: "email.changed", subject: account.ID})
+		return firstError(tx.updateEmail(ctx, t.UserID, t.Email), tx.deleteSessions(ctx, t.UserID, t.SessionID),
+			tx.voidMailTokens(ctx, t.UserID))
 	})
 	if violates(err, "users_email_key") {
 		err = errBadMailToken

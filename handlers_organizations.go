@@ -48,7 +48,8 @@ func (s *server) createOrganization(ctx context.Context, c caller, in createOrga
 		if _, err := tx.insertMembership(ctx, o.ID, c.user.ID, "owner"); err != nil {
 			return err
 		}
-		return tx.audit(ctx, c, "organization.created", &o.ID, nil, nil)
+		tx.audit(c, auditEntry{action: "organization.created", organization: o.ID})
+		return nil
 	})
 	return o, err
 }
@@ -108,7 +109,8 @@ func (s *server) updateOrganization(ctx context.Context, c caller, in updateOrga
 		if o, err = tx.updateOrganization(ctx, in.OrganizationID, in.Name, in.Slug, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
-		return tx.audit(ctx, c, "organization.updated", &o.ID, nil, nil)
+		tx.audit(c, auditEntry{action: "organization.updated", organization: o.ID})
+		return nil
 	})
 	return o, err
 }
@@ -124,7 +126,8 @@ func (s *server) deleteOrganization(ctx context.Context, c caller, in deleteOrga
 		if err := tx.deleteOrganization(ctx, in.OrganizationID, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
-		return tx.audit(ctx, c, "organization.deleted", &in.OrganizationID, nil, nil)
+		tx.audit(c, auditEntry{action: "organization.deleted", organization: in.OrganizationID})
+		return nil
 	})
 }
 
@@ -156,7 +159,8 @@ func (s *server) createMembership(ctx context.Context, c caller, in createMember
 		if m, err = tx.insertMembership(ctx, in.OrganizationID, in.UserID, in.Role); err != nil {
 			return err
 		}
-		return tx.audit(ctx, c, "membership.created", &in.OrganizationID, &in.UserID, map[string]any{"role": in.Role})
+		tx.audit(c, auditEntry{action: "membership.created", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": in.Role}})
+		return nil
 	})
 	return m, err
 }
@@ -191,8 +195,8 @@ func (s *server) updateMembership(ctx context.Context, c caller, in updateMember
 		if m, err = tx.updateMembership(ctx, in.OrganizationID, in.UserID, in.Role, in.IfMatch); err != nil {
 			return orElse(err, in.IfMatch.missing())
 		}
-		return inOrder(tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, in.Role),
-			tx.audit(ctx, c, "membership.updated", &in.OrganizationID, &in.UserID, map[string]any{"role": in.Role, "from": old}))
+		tx.audit(c, auditEntry{action: "membership.updated", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": in.Role, "from": old}})
+		return tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, in.Role)
 	})
 	return m, err
 }
@@ -215,8 +219,8 @@ func (s *server) deleteMembership(ctx context.Context, c caller, in membershipIn
 		if err := tx.deleteMembership(ctx, in.OrganizationID, in.UserID, in.IfMatch); err != nil {
 			return orElse(err, in.IfMatch.missing())
 		}
-		return inOrder(tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, ""),
-			tx.audit(ctx, c, "membership.deleted", &in.OrganizationID, &in.UserID, map[string]any{"role": old}))
+		tx.audit(c, auditEntry{action: "membership.deleted", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": old}})
+		return tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, "")
 	})
 }
 

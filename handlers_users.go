@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -20,7 +19,8 @@ func (s *server) updateMe(ctx context.Context, c caller, in updateMeInput) (u us
 		if u, err = tx.updateUser(ctx, change); err != nil {
 			return orElse(err, errStale)
 		}
-		return tx.audit(ctx, c, "user.updated", nil, &u.ID, nil)
+		tx.audit(c, auditEntry{action: "user.updated", subject: u.ID})
+		return nil
 	})
 	return u, err
 }
@@ -52,8 +52,8 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 		if err := tx.updatePasswordHash(ctx, c.user.ID, account.PasswordHash, hash); err != nil {
 			return orElse(err, wrongPassword("/current_password"))
 		}
-		return inOrder(tx.audit(ctx, c, "password.changed", nil, &c.user.ID, nil),
-			s.endAccess(ctx, tx, c.user.Email, c.user.ID, &c.session))
+		tx.audit(c, auditEntry{action: "password.changed", subject: c.user.ID})
+		return s.endAccess(ctx, tx, c.user.Email, c.user.ID, &c.session)
 	})
 	s.wakeSender()
 	return none{}, err
@@ -65,7 +65,7 @@ func (s *server) requirePassword(ctx context.Context, c caller, account account,
 	if err != nil || ok {
 		return err
 	}
-	return cmp.Or(s.db.audit(ctx, c, "password.refused", nil, &account.ID, nil), error(wrongPassword(pointer)))
+	return s.db.record(ctx, c, auditEntry{action: "password.refused", subject: account.ID}, wrongPassword(pointer))
 }
 
 // recentSignIn is how young a session must be for what cannot be undone.
@@ -85,7 +85,8 @@ func (s *server) deleteMe(ctx context.Context, c caller, in deleteMeInput) (none
 	}
 	return none{}, s.onPlatform(ctx, func(tx db) error {
 		return tx.changeAccess(ctx, c.user.ID, func(before user) error {
-			return inOrder(orElse(tx.deleteUser(ctx, before, in.IfMatch), errStale), tx.audit(ctx, caller{user: before}, "user.deleted", nil, &before.ID, nil))
+			tx.audit(caller{user: before}, auditEntry{action: "user.deleted", subject: before.ID})
+			return orElse(tx.deleteUser(ctx, before, in.IfMatch), errStale)
 		})
 	})
 }
@@ -139,8 +140,8 @@ func (s *server) listSessions(ctx context.Context, c caller, in pageInput) (page
 // deleteOtherSessions keeps the session that asks.
 func (s *server) deleteOtherSessions(ctx context.Context, c caller, _ none) (none, error) {
 	return none{}, s.db.inTx(ctx, func(tx db) error {
-		return inOrder(tx.deleteSessions(ctx, c.user.ID, &c.session),
-			tx.audit(ctx, c, "session.others_ended", nil, &c.user.ID, nil))
+		tx.audit(c, auditEntry{action: "session.others_ended", subject: c.user.ID})
+		return tx.deleteSessions(ctx, c.user.ID, &c.session)
 	})
 }
 
@@ -153,6 +154,7 @@ func (s *server) deleteSession(ctx context.Context, c caller, in deleteSessionIn
 		if err := tx.deleteSession(ctx, c.user.ID, in.SessionID); err != nil {
 			return orElse(err, errNotFound)
 		}
-		return tx.audit(ctx, c, "session.ended", nil, &in.SessionID, nil)
+		tx.audit(c, auditEntry{action: "session.ended", subject: in.SessionID})
+		return nil
 	})
 }

@@ -185,7 +185,7 @@ func (s *server) count(ctx context.Context, tx db, counters []counter) (above []
 
 // auditLimit notes once a window that a limit was reached: there may be many refusals, and they change nothing.
 func (s *server) auditLimit(ctx context.Context, c caller, l limit) error {
-	return s.db.audit(ctx, c, "limit.reached", nil, nil, map[string]any{"limit": l.name})
+	return s.db.record(ctx, c, auditEntry{action: "limit.reached", detail: map[string]any{"limit": l.name}}, nil)
 }
 
 // tooMany is the refusal of a counter, or the one before if that takes longer.
