@@ -22,7 +22,7 @@ type signedInUser struct {
 // request: it scans by position, and joins memberships only for a path that names an organization.
 func (d db) callerBySession(ctx context.Context, sessionID, userID string) (r signedInUser, err error) {
 	r, err = oneBy(ctx, d, scanSignedIn, `
-		select u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at,
+		select `+userColumns+`,
 			s.generation, s.confirmed, s.created_at, ''
 		from sessions s join users u on u.id = s.user_id
 		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID)
@@ -32,7 +32,7 @@ func (d db) callerBySession(ctx context.Context, sessionID, userID string) (r si
 // callerInOrganization is callerBySession with the role in an organization.
 func (d db) callerInOrganization(ctx context.Context, sessionID, userID, organizationID string) (r signedInUser, err error) {
 	r, err = oneBy(ctx, d, scanSignedIn, `
-		select u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at,
+		select `+userColumns+`,
 			s.generation, s.confirmed, s.created_at, coalesce(m.role, '')
 		from sessions s join users u on u.id = s.user_id
 			left join memberships m on m.organization_id = $3 and m.user_id = u.id
@@ -75,7 +75,7 @@ func (d db) rotateSession(ctx context.Context, id string, generation int32, c ca
 			expires_at = least(now() + $3::interval, s.created_at + $4::interval), ip = $5, user_agent = $6
 		from users u
 		where s.id = $1 and s.generation = $2 and s.expires_at > now() and u.id = s.user_id and not u.disabled
-		returning u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at`,
+		returning `+userColumns,
 		id, generation, cfg.RefreshIdleTTL, cfg.RefreshMaxTTL, c.ip, c.userAgent)
 }
 

@@ -7,6 +7,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// userColumns are what a user is read from, of users u.
+const userColumns = "u.id, u.email, u.name, u.role, u.email_verified, u.disabled, u.created_at, u.updated_at"
+
 // account is a user with the secret that handlers verify; it never leaves the program.
 type account struct {
 	ID            string
@@ -51,15 +54,15 @@ type newUser struct {
 // insertUser fails on users_email_key when the address has an account.
 func (d db) insertUser(ctx context.Context, u newUser) (user, error) {
 	return one[user](ctx, d, `
-		insert into users (id, email, name, role, password_hash, email_verified)
+		insert into users as u (id, email, name, role, password_hash, email_verified)
 		values ($1, $2, $3, $4, nullif($5, ''), $6)
-		returning id, email, name, role, email_verified, disabled, created_at, updated_at`,
+		returning `+userColumns,
 		u.ID, u.Email, u.Name, u.Role, u.PasswordHash, u.EmailVerified)
 }
 
 func (d db) userByID(ctx context.Context, id string) (user, error) {
 	return one[user](ctx, d, `
-		select id, email, name, role, email_verified, disabled, created_at, updated_at from users where id = $1`, id)
+		select `+userColumns+` from users u where id = $1`, id)
 }
 
 // users lists accounts, newest first, one more than the page holds. Which index serves depends on what is searched
@@ -72,7 +75,7 @@ func (d db) users(ctx context.Context, in listUsersInput) ([]user, error) {
 		prefix, part = &p, &n
 	}
 	return many[user](ctx, d, `
-		select id, email, name, role, email_verified, disabled, created_at, updated_at from users
+		select `+userColumns+` from users u
 		where id < $1 and ($2::text is null or email like $2 or name ilike $3)
 			and ($4::text is null or role = $4) and ($5::boolean is null or disabled = $5)
 		order by id desc limit $6`,
@@ -85,9 +88,9 @@ var likeEscaper = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
 // updateUser changes what is given; pgx.ErrNoRows when the version is not one of those allowed.
 func (d db) updateUser(ctx context.Context, in updateUserInput) (user, error) {
 	return one[user](ctx, d, `
-		update users set name = coalesce($2, name), role = coalesce($3, role), disabled = coalesce($4, disabled)
+		update users u set name = coalesce($2, name), role = coalesce($3, role), disabled = coalesce($4, disabled)
 		where id = $1 and ($5::timestamptz[] is null or updated_at = any($5))
-		returning id, email, name, role, email_verified, disabled, created_at, updated_at`,
+		returning `+userColumns,
 		in.UserID, in.Name, in.Role, in.Disabled, in.IfMatch)
 }
 
@@ -102,8 +105,7 @@ func (d db) updatePasswordHash(ctx context.Context, id, old, new string) error {
 // password changed since it was verified.
 func (d db) lockUserWithPassword(ctx context.Context, id, passwordHash string) (user, error) {
 	return one[user](ctx, d, `
-		select id, email, name, role, email_verified, disabled, created_at, updated_at
-		from users where id = $1 and password_hash = $2 and not disabled
+		select `+userColumns+` from users u where id = $1 and password_hash = $2 and not disabled
 		for no key update`, id, passwordHash)
 }
 
@@ -145,8 +147,7 @@ func (d db) anyAdmin(ctx context.Context) error {
 // lockUser locks and returns a user, disabled or not; pgx.ErrNoRows when there is none.
 func (d db) lockUser(ctx context.Context, id string) (user, error) {
 	return one[user](ctx, d, `
-		select id, email, name, role, email_verified, disabled, created_at, updated_at
-		from users where id = $1 for no key update`, id)
+		select `+userColumns+` from users u where id = $1 for no key update`, id)
 }
 
 // deleteUser takes sessions, tokens, memberships and mails along, and what was found by the address if it was proved:
