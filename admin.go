@@ -1,3 +1,5 @@
+// room:administration
+
 package main
 
 import (
@@ -10,21 +12,6 @@ import (
 
 	"github.com/sethvargo/go-envconfig"
 )
-
-// openCommand is the configuration and the database of a command that serves nothing; it asks for no more of the
-// environment than it needs.
-func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string) (*server, error) {
-	cfg, err := loadConfig(ctx, lookup, true, needs...)
-	if err != nil {
-		return nil, err
-	}
-	cfg.DBMaxConns = 2
-	pool, err := openPool(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	return &server{cfg: cfg, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
-}
 
 // runAdmin is the command: admin EMAIL [--password-stdin]. It makes a platform admin of the account, which it makes or
 // enables as needed, and prints a one-time link to choose a password, unless one comes by standard input.
@@ -62,7 +49,7 @@ func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, std
 				return err
 			}
 		}
-		tx.audit(caller{}, auditEntry{action: "user.made_admin", subject: id, detail: map[string]any{"actor": "cli"}})
+		tx.audit(caller{}, auditEntry{action: "user.made_admin", subject: id, detail: map[string]any{"actor": "cli"}}) // room:audit
 		return nil
 	})
 	if err != nil {
@@ -110,16 +97,4 @@ func (d db) insertResetToken(ctx context.Context, hash []byte, userID, email str
 		values ($1, $2, $3, $4, now() + $5::interval)
 		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, expires_at = excluded.expires_at`,
 		hash, userID, purposeResetPassword, email, ttl)
-}
-
-// runPrune is the command that does what serve does now and then.
-func runPrune(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) error {
-	s, err := openCommand(ctx, lookup, "DATABASE_URL", "AUDIT_RETENTION")
-	if err != nil {
-		return err
-	}
-	defer s.pool.Close()
-	deleted, err := s.db.prune(ctx, s.cfg.AuditRetention)
-	fmt.Fprintf(stdout, "%d rows deleted\n", deleted)
-	return err
 }

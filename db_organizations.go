@@ -1,7 +1,10 @@
+// room:organizations
+
 package main
 
 import (
 	"context"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -19,10 +22,14 @@ func (d db) lockOwnedOrganizations(ctx context.Context, userID string) ([]string
 		order by o.id for no key update`, userID)
 }
 
-// ownedOrganizations lists what lockOwnedOrganizations would lock.
-func (d db) ownedOrganizations(ctx context.Context, userID string) ([]string, error) {
-	return manyBy(ctx, d, pgx.RowTo[string], `
+// stillOwned says whether a locked user owns what was locked before, and asks for another run when it is not so.
+func (d db) stillOwned(ctx context.Context, userID string, locked []string) error {
+	owned, err := manyBy(ctx, d, pgx.RowTo[string], `
 		select organization_id from memberships where user_id = $1 and role = 'owner' order by organization_id`, userID)
+	if err == nil && !slices.Equal(locked, owned) {
+		err = errMoved
+	}
+	return err
 }
 
 // requireOwners refuses, and names them, when some of the given, locked organizations have no active owner (R74).
@@ -149,4 +156,16 @@ const userMemberships = `
 func (d db) membershipsByUser(ctx context.Context, userID string, p pageInput) ([]userMembership, error) {
 	return manyBy(ctx, d, scanUserMembership, userMemberships+`
 		where m.user_id = $1 and m.id < $2 order by m.id desc limit $3`, userID, p.before(), p.Limit+1)
+}
+
+// callerIn is callerBySession with the role in an organization.
+func (d db) callerIn(organizationID string) func(ctx context.Context, sessionID, userID string) (signedInUser, error) {
+	return func(ctx context.Context, sessionID, userID string) (signedInUser, error) {
+		r, err := oneBy(ctx, d, scanSignedIn, `
+			select `+callerColumns+`coalesce(m.role, '')
+			from sessions s join users u on u.id = s.user_id
+				left join memberships m on m.organization_id = $3 and m.user_id = u.id
+			where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID, organizationID)
+		return r, orElse(err, errInvalidToken)
+	}
 }

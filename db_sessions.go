@@ -18,25 +18,16 @@ type signedInUser struct {
 	}
 }
 
+// callerColumns are what a signedInUser is read from, before the role.
+const callerColumns = userColumns + ", s.generation, s.confirmed, s.created_at, "
+
 // callerBySession loads user and session in one query; errInvalidToken when either has ended. It runs on every
-// request: it scans by position, and joins memberships only for a path that names an organization.
+// request, and scans by position.
 func (d db) callerBySession(ctx context.Context, sessionID, userID string) (r signedInUser, err error) {
 	r, err = oneBy(ctx, d, scanSignedIn, `
-		select `+userColumns+`,
-			s.generation, s.confirmed, s.created_at, ''
+		select `+callerColumns+`''
 		from sessions s join users u on u.id = s.user_id
 		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID)
-	return r, orElse(err, errInvalidToken)
-}
-
-// callerInOrganization is callerBySession with the role in an organization.
-func (d db) callerInOrganization(ctx context.Context, sessionID, userID, organizationID string) (r signedInUser, err error) {
-	r, err = oneBy(ctx, d, scanSignedIn, `
-		select `+userColumns+`,
-			s.generation, s.confirmed, s.created_at, coalesce(m.role, '')
-		from sessions s join users u on u.id = s.user_id
-			left join memberships m on m.organization_id = $3 and m.user_id = u.id
-		where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID, organizationID)
 	return r, orElse(err, errInvalidToken)
 }
 

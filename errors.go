@@ -17,12 +17,11 @@ import (
 
 // apiError is an answer other than success. Everything but cause goes to the client.
 type apiError struct {
-	Status int
-	Code   string // stable, snake_case, unique to one meaning
-	Detail string
-	Fields []fieldError
-	// Organizations are those that stand in the way.
-	Organizations []organization
+	Status        int
+	Code          string // stable, snake_case, unique to one meaning
+	Detail        string
+	Fields        []fieldError
+	Organizations []organization // that stand in the way // room:organizations
 	// OAuth is the RFC 6749 error code on the two OAuth endpoints; empty stands for invalid_request.
 	OAuth      string
 	RetryAfter time.Duration
@@ -48,33 +47,27 @@ func (e *apiError) because(cause error) *apiError {
 
 // Every refusal the API knows that needs no details of the request.
 var (
-	errMalformed          = &apiError{Status: 400, Code: "malformed_request", Detail: "The request cannot be read."}
-	errBadCursor          = &apiError{Status: 400, Code: "invalid_cursor", Detail: "This cursor does not belong to this list."}
-	errInvalidGrant       = &apiError{Status: 400, Code: "invalid_grant", OAuth: "invalid_grant", Detail: "The credentials are not valid."}
-	errEmailNotVerified   = &apiError{Status: 400, Code: "email_not_verified", OAuth: "invalid_grant", Detail: "Confirm your address first: the link is in your mail."}
-	errAccountDisabled    = &apiError{Status: 400, Code: "account_disabled", OAuth: "invalid_grant", Detail: "This account is disabled."}
-	errGrantType          = &apiError{Status: 400, Code: "unsupported_grant_type", OAuth: "unsupported_grant_type", Detail: "grant_type must be password or refresh_token."}
-	errNoToken            = &apiError{Status: 401, Code: "unauthorized", Detail: "This call needs an access token."}
-	errInvalidToken       = &apiError{Status: 401, Code: "invalid_access_token", Detail: "The access token is not valid, or its session has ended."}
-	errForbidden          = &apiError{Status: 403, Code: "forbidden", Detail: "Your role does not allow this."}
-	errSignupDisabled     = &apiError{Status: 403, Code: "signup_disabled", Detail: "Registration is closed."}
-	errNotFound           = &apiError{Status: 404, Code: "not_found", Detail: "There is nothing here, or nothing you can see."}
-	errMethod             = &apiError{Status: 405, Code: "method_not_allowed", Detail: "The Allow header lists the methods of this address."}
-	errOtherAddress       = &apiError{Status: 403, Code: "other_address", Detail: "This invitation is for another address than yours."}
-	errRecentSignIn       = &apiError{Status: 403, Code: "recent_sign_in_required", Detail: "Sign in again first: this needs a session younger than 15 minutes."}
-	errSlugTaken          = &apiError{Status: 409, Code: "slug_taken", Detail: "Another organization has this slug."}
-	errAlreadyMember      = &apiError{Status: 409, Code: "already_member", Detail: "This user is a member already."}
-	errSignInFirst        = &apiError{Status: 409, Code: "sign_in_first", Detail: "This address has an account: sign in and accept the invitation there."}
-	errLastOwner          = &apiError{Status: 409, Code: "last_owner", Detail: "An organization needs an active owner; give these another one first, or delete them."}
-	errOwnAccount         = &apiError{Status: 409, Code: "own_account", Detail: "Nobody takes their own rights away: another admin can."}
-	errLastAdmin          = &apiError{Status: 409, Code: "last_admin", Detail: "The platform needs an active admin."}
-	errTooManyInvitations = &apiError{Status: 429, Code: "too_many_invitations", Detail: "100 invitations of this organization are pending.", RetryAfter: time.Hour}
-	errTooManyAttempts    = &apiError{Status: 429, Code: "too_many_attempts", OAuth: "temporarily_unavailable", Detail: "Too many attempts; wait and try again."}
-	errEmailTaken         = &apiError{Status: 409, Code: "email_taken", Detail: "This address has an account already."}
-	errStale              = &apiError{Status: 412, Code: "precondition_failed", Detail: "The resource has changed since you read it."}
-	errTooLarge           = &apiError{Status: 413, Code: "body_too_large", Detail: "The body is larger than 64 KiB."}
-	errMediaType          = &apiError{Status: 415, Code: "unsupported_media_type"}
-	errBadMailToken       = &apiError{Status: 422, Code: "invalid_token", Detail: "This link was used, replaced by a newer one, or has expired.",
+	errMalformed        = &apiError{Status: 400, Code: "malformed_request", Detail: "The request cannot be read."}
+	errBadCursor        = &apiError{Status: 400, Code: "invalid_cursor", Detail: "This cursor does not belong to this list."}
+	errInvalidGrant     = &apiError{Status: 400, Code: "invalid_grant", OAuth: "invalid_grant", Detail: "The credentials are not valid."}
+	errEmailNotVerified = &apiError{Status: 400, Code: "email_not_verified", OAuth: "invalid_grant", Detail: "Confirm your address first: the link is in your mail."}
+	errAccountDisabled  = &apiError{Status: 400, Code: "account_disabled", OAuth: "invalid_grant", Detail: "This account is disabled."}
+	errGrantType        = &apiError{Status: 400, Code: "unsupported_grant_type", OAuth: "unsupported_grant_type", Detail: "grant_type must be password or refresh_token."}
+	errNoToken          = &apiError{Status: 401, Code: "unauthorized", Detail: "This call needs an access token."}
+	errInvalidToken     = &apiError{Status: 401, Code: "invalid_access_token", Detail: "The access token is not valid, or its session has ended."}
+	errForbidden        = &apiError{Status: 403, Code: "forbidden", Detail: "Your role does not allow this."}
+	errSignupDisabled   = &apiError{Status: 403, Code: "signup_disabled", Detail: "Registration is closed."}
+	errNotFound         = &apiError{Status: 404, Code: "not_found", Detail: "There is nothing here, or nothing you can see."}
+	errMethod           = &apiError{Status: 405, Code: "method_not_allowed", Detail: "The Allow header lists the methods of this address."}
+	errRecentSignIn     = &apiError{Status: 403, Code: "recent_sign_in_required", Detail: "Sign in again first: this needs a session younger than 15 minutes."}
+	errOwnAccount       = &apiError{Status: 409, Code: "own_account", Detail: "Nobody takes their own rights away: another admin can."}
+	errLastAdmin        = &apiError{Status: 409, Code: "last_admin", Detail: "The platform needs an active admin."}
+	errTooManyAttempts  = &apiError{Status: 429, Code: "too_many_attempts", OAuth: "temporarily_unavailable", Detail: "Too many attempts; wait and try again."}
+	errEmailTaken       = &apiError{Status: 409, Code: "email_taken", Detail: "This address has an account already."}
+	errStale            = &apiError{Status: 412, Code: "precondition_failed", Detail: "The resource has changed since you read it."}
+	errTooLarge         = &apiError{Status: 413, Code: "body_too_large", Detail: "The body is larger than 64 KiB."}
+	errMediaType        = &apiError{Status: 415, Code: "unsupported_media_type"}
+	errBadMailToken     = &apiError{Status: 422, Code: "invalid_token", Detail: "This link was used, replaced by a newer one, or has expired.",
 		Fields: []fieldError{{"/token", "invalid_token", "is not valid any more"}}}
 	errInternal   = &apiError{Status: 500, Code: "internal", Detail: "This is a defect on our side; the request_id finds it in the log.", OAuth: "server_error"}
 	errOverloaded = &apiError{Status: 503, Code: "overloaded", Detail: "Too much is going on; try again shortly.", OAuth: "temporarily_unavailable", RetryAfter: time.Second}
@@ -94,13 +87,6 @@ func malformed(fields ...fieldError) *apiError {
 	return &e
 }
 
-// lastOwner names the organizations that would be left without an active owner.
-func lastOwner(organizations []organization) error {
-	e := *errLastOwner
-	e.Organizations = organizations
-	return &e
-}
-
 // wrongPassword is the answer to a signed-in or token-holding caller whose password does not match.
 func wrongPassword(pointer string) *apiError {
 	return invalid(fieldError{pointer, "wrong_password", "is not the password of this account"})
@@ -110,8 +96,8 @@ func wrongPassword(pointer string) *apiError {
 // broken by input: the handlers have checked before, and breaking it is a defect.
 var constraintErrors = map[string]*apiError{
 	"users_email_key":                         errEmailTaken,
-	"organizations_slug_key":                  errSlugTaken,
-	"memberships_organization_id_user_id_key": errAlreadyMember,
+	"organizations_slug_key":                  errSlugTaken,     // room:organizations
+	"memberships_organization_id_user_id_key": errAlreadyMember, // room:organizations
 }
 
 // toAPIError is the one place that decides what an error means to a client.
@@ -150,14 +136,13 @@ func toAPIError(err error) *apiError {
 
 // problem is application/problem+json, RFC 9457.
 type problem struct {
-	Title     string       `json:"title"`
-	Status    int          `json:"status"`
-	Detail    string       `json:"detail"`
-	Code      string       `json:"code"`
-	RequestID string       `json:"request_id"`
-	Errors    []fieldError `json:"errors,omitzero"`
-	// Organizations are those that stand in the way: last_owner.
-	Organizations []organization `json:"organizations,omitzero"`
+	Title         string         `json:"title"`
+	Status        int            `json:"status"`
+	Detail        string         `json:"detail"`
+	Code          string         `json:"code"`
+	RequestID     string         `json:"request_id"`
+	Errors        []fieldError   `json:"errors,omitzero"`
+	Organizations []organization `json:"organizations,omitzero"` // that stand in the way: last_owner // room:organizations
 }
 
 // oauthError is the error of RFC 6749 section 5.2, with our code and request id.
@@ -203,7 +188,8 @@ func (s *server) writeError(w *response, r *http.Request, err error) {
 	}
 	writeJSON(w, e.Status, "application/problem+json", problem{
 		Title: http.StatusText(e.Status), Status: e.Status, Detail: e.Detail, Code: e.Code,
-		RequestID: w.requestID, Errors: e.Fields, Organizations: e.Organizations,
+		RequestID: w.requestID, Errors: e.Fields,
+		Organizations: e.Organizations, // room:organizations
 	})
 }
 

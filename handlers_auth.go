@@ -36,7 +36,7 @@ func (s *server) register(ctx context.Context, c caller, in registerInput) (acce
 		if taken {
 			m, entry = newMail{kind: mailAccountExists, owner: in.Email}, auditEntry{action: "user.registered_again"}
 		}
-		tx.audit(c, entry)
+		tx.audit(c, entry) // room:audit
 		return s.mail(ctx, tx, m)
 	})
 	s.wakeSender()
@@ -53,7 +53,7 @@ func (s *server) registerUnverified(ctx context.Context, c caller, in registerIn
 		if u, err = tx.insertUser(ctx, newUser{newID(), in.Email, in.Name, "user", hash, false}); err != nil {
 			return err
 		}
-		tx.audit(c, auditEntry{action: "user.registered", subject: u.ID})
+		tx.audit(c, auditEntry{action: "user.registered", subject: u.ID}) // room:audit
 		return nil
 	})
 	return u, err
@@ -126,7 +126,9 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 	if refusal != nil {
 		s.metrics.signIns.WithLabelValues(refusal.Code).Inc()
 		// Written for unknown addresses too: the same work, and a trail of whoever tries them all.
-		return tokens{}, s.db.record(ctx, c, auditEntry{action: "sign_in.refused", subject: account.ID, detail: map[string]any{"code": refusal.Code}}, refusal)
+		err := error(refusal)
+		err = s.db.record(ctx, c, auditEntry{action: "sign_in.refused", subject: account.ID, detail: map[string]any{"code": refusal.Code}}, err) // room:audit
+		return tokens{}, err
 	}
 	if weak {
 		hash, err := s.rehash(ctx, account, password)
@@ -172,7 +174,7 @@ func (s *server) startSession(ctx context.Context, tx db, c caller, userID, pass
 	}
 	n := newSession{user: u, id: newID(), generation: 1}
 	c.user = u
-	tx.audit(c, auditEntry{action: "session.started", subject: n.id})
+	tx.audit(c, auditEntry{action: "session.started", subject: n.id}) // room:audit
 	return n, firstError(tx.deleteOldestSessions(ctx, userID, maxSessions-1),
 		tx.insertSession(ctx, n.id, userID, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL)))
 }
@@ -213,18 +215,18 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 	}
 	c.user = found.user
 	if found.Replayable {
-		if found.Late { // a lost reply, or somebody who keeps in step with the owner
-			err = s.db.record(ctx, c, auditEntry{action: "session.replayed", subject: sessionID}, nil)
-		}
-		if err != nil {
-			return tokens{}, err
+		if found.Late { // room:audit
+			// A lost reply, or somebody who keeps in step with the owner.
+			if err := s.db.record(ctx, c, auditEntry{action: "session.replayed", subject: sessionID}, nil); err != nil {
+				return tokens{}, err
+			}
 		}
 		return s.issue(newSession{found.user, sessionID, generation + 1})
 	}
 	s.metrics.reuses.Inc()
 	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.ID)
 	err = s.db.inTx(ctx, func(tx db) error { // committed before the refusal
-		tx.audit(c, auditEntry{action: "session.reuse_detected", subject: sessionID})
+		tx.audit(c, auditEntry{action: "session.reuse_detected", subject: sessionID}) // room:audit
 		return tx.deleteReusedSession(ctx, sessionID, generation)
 	})
 	return tokens{}, cmp.Or(err, error(errInvalidGrant))
@@ -256,7 +258,7 @@ func (s *server) revokeToken(ctx context.Context, c caller, in revokeTokenInput)
 			return orElse(err, nil) // it has ended already
 		}
 		c.user.ID = userID
-		tx.audit(c, auditEntry{action: "session.ended", subject: sessionID})
+		tx.audit(c, auditEntry{action: "session.ended", subject: sessionID}) // room:audit
 		return nil
 	})
 }

@@ -1,8 +1,35 @@
+// room:invitations made of organizations, mail
+
+// Invitations to an organization, by mail, for people with and without an account. A team without them makes people
+// members by their user ids (POST …/memberships, for platform admins).
+//
+// Its files are handlers_invitations.go and db_invitations.go. What ties it to the house is what
+// `grep -n room:invitations *.go` finds: rows of the route table, a kind of mail with its token, its limits, what goes when
+// its sender may no longer invite, and what is found by an address that goes. To take it out, delete the files and those
+// lines.
+
 package main
 
 import (
 	"cmp"
 	"context"
+	"time"
+)
+
+// invitation is pending; its token is in the mail and nowhere else.
+type invitation struct {
+	ID        string    `json:"id" is:"uuid"`
+	Email     string    `json:"email"`
+	Role      string    `json:"role" is:"organization_role"`
+	InvitedBy string    `json:"invited_by" is:"uuid"`
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+var (
+	errTooManyInvitations = &apiError{Status: 429, Code: "too_many_invitations", Detail: "100 invitations of this organization are pending.", RetryAfter: time.Hour}
+	errSignInFirst        = &apiError{Status: 409, Code: "sign_in_first", Detail: "This address has an account: sign in and accept the invitation there."}
+	errOtherAddress       = &apiError{Status: 403, Code: "other_address", Detail: "This invitation is for another address than yours."}
 )
 
 type createInvitationInput struct {
@@ -43,7 +70,7 @@ func (s *server) createInvitation(ctx context.Context, c caller, in createInvita
 			return err
 		}
 		_, err = tx.insertMail(ctx, newMail{kind: mailInvitation, to: in.Email, invitation: &i.ID})
-		tx.audit(c, auditEntry{action: "invitation.created", organization: in.OrganizationID, subject: i.ID, detail: map[string]any{"role": in.Role}})
+		tx.audit(c, auditEntry{action: "invitation.created", organization: in.OrganizationID, subject: i.ID, detail: map[string]any{"role": in.Role}}) // room:audit
 		return err
 	})
 	s.wakeSender()
@@ -87,7 +114,7 @@ func (s *server) deleteInvitation(ctx context.Context, c caller, in deleteInvita
 		if !manages(role, offered) {
 			return errForbidden
 		}
-		tx.audit(c, auditEntry{action: "invitation.deleted", organization: in.OrganizationID, subject: in.InvitationID})
+		tx.audit(c, auditEntry{action: "invitation.deleted", organization: in.OrganizationID, subject: in.InvitationID}) // room:audit
 		return nil
 	})
 }
@@ -114,7 +141,7 @@ func (s *server) acceptInvitation(ctx context.Context, c caller, in acceptInvita
 		if m, err = tx.insertMembershipIfNone(ctx, i.OrganizationID, c.user.ID, i.Role); err != nil {
 			return err
 		}
-		tx.audit(c, auditEntry{action: "invitation.accepted", organization: i.OrganizationID, subject: c.user.ID, detail: map[string]any{"role": m.Role}})
+		tx.audit(c, auditEntry{action: "invitation.accepted", organization: i.OrganizationID, subject: c.user.ID, detail: map[string]any{"role": m.Role}}) // room:audit
 		return nil
 	})
 	return m, err
@@ -176,7 +203,7 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 			return err
 		}
 		c.user = u
-		tx.audit(c, auditEntry{action: "invitation.accepted", organization: i.OrganizationID, subject: u.ID, detail: map[string]any{"role": i.Role}})
+		tx.audit(c, auditEntry{action: "invitation.accepted", organization: i.OrganizationID, subject: u.ID, detail: map[string]any{"role": i.Role}}) // room:audit
 		return nil
 	})
 	if violates(err, "users_email_key") {

@@ -78,7 +78,7 @@ func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput)
 		if session, err = s.startSession(ctx, tx, c, r.ID, r.PasswordHash); err != nil {
 			return err
 		}
-		tx.audit(c, auditEntry{action: "email.verified", subject: r.ID})
+		tx.audit(c, auditEntry{action: "email.verified", subject: r.ID}) // room:audit
 		return nil
 	})
 	if violates(err, "users_email_key") {
@@ -112,7 +112,7 @@ func (s *server) forgotPassword(ctx context.Context, c caller, in forgotPassword
 		if owner == nil {
 			c.ip = netip.Addr{} // it would outlive an account that this address gets later
 		}
-		tx.audit(c, auditEntry{action: "password.reset_requested", subject: deref(owner)})
+		tx.audit(c, auditEntry{action: "password.reset_requested", subject: deref(owner)}) // room:audit
 		return nil
 	})
 	s.wakeSender()
@@ -139,7 +139,7 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 		return none{}, err
 	}
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
-		tx.audit(c, auditEntry{action: "password.reset", subject: account.ID})
+		tx.audit(c, auditEntry{action: "password.reset", subject: account.ID}) // room:audit
 		return firstError(tx.updatePasswordByMail(ctx, account.ID, hash), tx.deleteFailures(ctx, account.Email),
 			s.endAccess(ctx, tx, account.Email, account.ID, nil))
 	})
@@ -174,7 +174,7 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		if taken {
 			change = newMail{kind: mailAccountExists, owner: in.Email}
 		}
-		tx.audit(c, auditEntry{action: "email.change_requested", subject: account.ID})
+		tx.audit(c, auditEntry{action: "email.change_requested", subject: account.ID}) // room:audit
 		return firstError(s.mail(ctx, tx, change), s.mail(ctx, tx, newMail{kind: mailChangeEmailNotice, owner: account.Email}))
 	})
 	s.wakeSender()
@@ -193,7 +193,7 @@ func (s *server) confirmEmail(ctx context.Context, c caller, in confirmEmailInpu
 		return none{}, s.deadLink(ctx, c, err)
 	}
 	err = s.consume(ctx, account, in.Token, purposeConfirmEmail, func(tx db, t mailToken) error {
-		tx.audit(c, auditEntry{action: "email.changed", subject: account.ID})
+		tx.audit(c, auditEntry{action: "email.changed", subject: account.ID}) // room:audit
 		return firstError(tx.updateEmail(ctx, t.UserID, t.Email), tx.deleteSessions(ctx, t.UserID, t.SessionID),
 			tx.voidMailTokens(ctx, t.UserID))
 	})

@@ -1,11 +1,119 @@
+// room:organizations
+
+// Organizations, their members and roles. A team without them loses memberships, and the invitations that are made of
+// them; accounts, sign-in and sessions stay as they are.
+//
+// Its files are handlers_organizations.go and db_organizations.go. What ties it to the house is what
+// `grep -n room:organizations *.go` finds: rows of the route table, the caller's role in the organization of the path
+// (auth.go), and what must hold before a user goes or is disabled: an organization keeps an active owner. To take it out,
+// delete the files and those lines; the tables stay until a migration drops them.
+
 package main
 
 import (
 	"context"
 	"crypto/rand"
 	"regexp"
+	"slices"
 	"strings"
+	"time"
 )
+
+// Members of the organization in the path whose role has this permission.
+const (
+	orgRead          access = "org:read"
+	orgUpdate        access = "org:update"
+	orgDelete        access = "org:delete"
+	membershipsRead  access = "memberships:read"
+	membershipsWrite access = "memberships:write"
+	invitationsWrite access = "invitations:write"
+	auditRead        access = "audit:read"
+)
+
+// permissions is what each role may do in its organization.
+var permissions = map[string][]access{
+	"member": {orgRead, membershipsRead},
+	"admin":  {orgRead, membershipsRead, orgUpdate, membershipsWrite, invitationsWrite, auditRead},
+	"owner":  {orgRead, membershipsRead, orgUpdate, membershipsWrite, invitationsWrite, auditRead, orgDelete},
+}
+
+// ranks orders the roles; whoever has none ranks below all.
+var ranks = map[string]int{"member": 1, "admin": 2, "owner": 3}
+
+// allow says whether a role in an organization has a permission. To outsiders the organization does not exist.
+func allow(role string, need access) error {
+	switch {
+	case role == "":
+		return errNotFound
+	case !slices.Contains(permissions[role], need):
+		return errForbidden
+	}
+	return nil
+}
+
+// manages says whether an actor may give, change or take a role: it must be strictly below their own, except that
+// owners manage owners (R72).
+func manages(actor, role string) bool { return actor == "owner" || ranks[actor] > ranks[role] }
+
+// grantable lists the roles that an actor manages, of those who may invite at all.
+func grantable(actor string) []string {
+	roles := []string{}
+	for role := range ranks {
+		if allow(actor, invitationsWrite) == nil && manages(actor, role) {
+			roles = append(roles, role)
+		}
+	}
+	return roles
+}
+
+// organization is a team.
+type organization struct {
+	ID        string    `json:"id" is:"uuid"`
+	Name      string    `json:"name"`
+	Slug      string    `json:"slug"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+}
+
+func (o organization) etag() string { return etag(o.UpdatedAt) }
+
+// membership is a user in an organization, as the organization sees it.
+type membership struct {
+	ID        string     `json:"-"` // the order of lists
+	User      memberUser `json:"user"`
+	Role      string     `json:"role" is:"organization_role"`
+	CreatedAt time.Time  `json:"created_at"`
+	UpdatedAt time.Time  `json:"-"`
+}
+
+func (m membership) etag() string { return etag(m.UpdatedAt) }
+
+type memberUser struct {
+	ID    string `json:"id" is:"uuid"`
+	Name  string `json:"name"`
+	Email string `json:"email"`
+}
+
+// userMembership is a user in an organization, as the user sees it.
+type userMembership struct {
+	ID           string       `json:"-"`
+	Organization organization `json:"organization"`
+	Role         string       `json:"role" is:"organization_role"`
+	CreatedAt    time.Time    `json:"created_at"`
+}
+
+var (
+	errSlugTaken     = &apiError{Status: 409, Code: "slug_taken", Detail: "Another organization has this slug."}
+	errAlreadyMember = &apiError{Status: 409, Code: "already_member", Detail: "This user is a member already."}
+	errLastOwner     = &apiError{Status: 409, Code: "last_owner", Detail: "An organization needs an active owner; give these another one first, or delete them."}
+)
+
+// lastOwner names the organizations that would be left without an active owner.
+func lastOwner(organizations []organization) error {
+	e := *errLastOwner
+	e.Organizations = organizations
+	return &e
+}
 
 // Everything that depends on a role or changes one runs under a lock on the organization's row, and reads the caller's
 // role under it: what the request began with may be old (R73).
@@ -48,7 +156,7 @@ func (s *server) createOrganization(ctx context.Context, c caller, in createOrga
 		if _, err := tx.insertMembership(ctx, o.ID, c.user.ID, "owner"); err != nil {
 			return err
 		}
-		tx.audit(c, auditEntry{action: "organization.created", organization: o.ID})
+		tx.audit(c, auditEntry{action: "organization.created", organization: o.ID}) // room:audit
 		return nil
 	})
 	return o, err
@@ -109,7 +217,7 @@ func (s *server) updateOrganization(ctx context.Context, c caller, in updateOrga
 		if o, err = tx.updateOrganization(ctx, in.OrganizationID, in.Name, in.Slug, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
-		tx.audit(c, auditEntry{action: "organization.updated", organization: o.ID})
+		tx.audit(c, auditEntry{action: "organization.updated", organization: o.ID}) // room:audit
 		return nil
 	})
 	return o, err
@@ -126,7 +234,7 @@ func (s *server) deleteOrganization(ctx context.Context, c caller, in deleteOrga
 		if err := tx.deleteOrganization(ctx, in.OrganizationID, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
-		tx.audit(c, auditEntry{action: "organization.deleted", organization: in.OrganizationID})
+		tx.audit(c, auditEntry{action: "organization.deleted", organization: in.OrganizationID}) // room:audit
 		return nil
 	})
 }
@@ -159,7 +267,7 @@ func (s *server) createMembership(ctx context.Context, c caller, in createMember
 		if m, err = tx.insertMembership(ctx, in.OrganizationID, in.UserID, in.Role); err != nil {
 			return err
 		}
-		tx.audit(c, auditEntry{action: "membership.created", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": in.Role}})
+		tx.audit(c, auditEntry{action: "membership.created", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": in.Role}}) // room:audit
 		return nil
 	})
 	return m, err
@@ -195,7 +303,7 @@ func (s *server) updateMembership(ctx context.Context, c caller, in updateMember
 		if m, err = tx.updateMembership(ctx, in.OrganizationID, in.UserID, in.Role, in.IfMatch); err != nil {
 			return orElse(err, in.IfMatch.missing())
 		}
-		tx.audit(c, auditEntry{action: "membership.updated", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": in.Role, "from": old}})
+		tx.audit(c, auditEntry{action: "membership.updated", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": in.Role, "from": old}}) // room:audit
 		return tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, in.Role)
 	})
 	return m, err
@@ -219,7 +327,7 @@ func (s *server) deleteMembership(ctx context.Context, c caller, in membershipIn
 		if err := tx.deleteMembership(ctx, in.OrganizationID, in.UserID, in.IfMatch); err != nil {
 			return orElse(err, in.IfMatch.missing())
 		}
-		tx.audit(c, auditEntry{action: "membership.deleted", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": old}})
+		tx.audit(c, auditEntry{action: "membership.deleted", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": old}}) // room:audit
 		return tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, "")
 	})
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"slices"
 	"time"
 )
 
@@ -19,7 +18,7 @@ func (s *server) updateMe(ctx context.Context, c caller, in updateMeInput) (u us
 		if u, err = tx.updateUser(ctx, change); err != nil {
 			return orElse(err, errStale)
 		}
-		tx.audit(c, auditEntry{action: "user.updated", subject: u.ID})
+		tx.audit(c, auditEntry{action: "user.updated", subject: u.ID}) // room:audit
 		return nil
 	})
 	return u, err
@@ -52,7 +51,7 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 		if err := tx.updatePasswordHash(ctx, c.user.ID, account.PasswordHash, hash); err != nil {
 			return orElse(err, wrongPassword("/current_password"))
 		}
-		tx.audit(c, auditEntry{action: "password.changed", subject: c.user.ID})
+		tx.audit(c, auditEntry{action: "password.changed", subject: c.user.ID}) // room:audit
 		return s.endAccess(ctx, tx, c.user.Email, c.user.ID, &c.session)
 	})
 	s.wakeSender()
@@ -65,7 +64,9 @@ func (s *server) requirePassword(ctx context.Context, c caller, account account,
 	if err != nil || ok {
 		return err
 	}
-	return s.db.record(ctx, c, auditEntry{action: "password.refused", subject: account.ID}, wrongPassword(pointer))
+	err = wrongPassword(pointer)
+	err = s.db.record(ctx, c, auditEntry{action: "password.refused", subject: account.ID}, err) // room:audit
+	return err
 }
 
 // recentSignIn is how young a session must be for what cannot be undone.
@@ -83,21 +84,14 @@ func (s *server) deleteMe(ctx context.Context, c caller, in deleteMeInput) (none
 	if !c.recent() {
 		return none{}, errRecentSignIn
 	}
-	return none{}, s.onPlatform(ctx, func(tx db) error {
-		return tx.changeAccess(ctx, c.user.ID, func(before user) error {
-			tx.audit(caller{user: before}, auditEntry{action: "user.deleted", subject: before.ID})
-			return orElse(tx.deleteUser(ctx, before, in.IfMatch), errStale)
-		})
-	})
-}
-
-// onPlatform runs fn in a transaction that holds the lock of whatever decides who is a platform admin.
-func (s *server) onPlatform(ctx context.Context, fn func(tx db) error) error {
-	return s.db.inTx(ctx, func(tx db) error {
-		if err := tx.lockPlatform(ctx); err != nil {
+	return none{}, s.db.inTx(ctx, func(tx db) error {
+		if err := tx.lockPlatform(ctx); err != nil { // room:administration
 			return err
 		}
-		return fn(tx)
+		return tx.changeAccess(ctx, c.user.ID, func(before user) error {
+			tx.audit(caller{user: before}, auditEntry{action: "user.deleted", subject: before.ID}) // room:audit
+			return orElse(tx.deleteUser(ctx, before, in.IfMatch), errStale)
+		})
 	})
 }
 
@@ -105,31 +99,27 @@ func (s *server) onPlatform(ctx context.Context, fn func(tx db) error) error {
 // owner or the platform without an active admin. It locks in the one order that everybody keeps, the platform (which
 // the caller holds), organizations, users, and begins again when the user became an owner in between (R74, R82).
 func (d db) changeAccess(ctx context.Context, userID string, fn func(before user) error) error {
-	locked, err := d.lockOwnedOrganizations(ctx, userID)
-	if err != nil {
+	owned, err := d.lockOwnedOrganizations(ctx, userID) // room:organizations
+	if err != nil {                                     // room:organizations
 		return err
 	}
 	before, err := d.lockUser(ctx, userID)
 	if err != nil {
 		return orElse(err, errNotFound)
 	}
-	owned, err := d.ownedOrganizations(ctx, userID)
-	if err != nil {
+	if err := d.stillOwned(ctx, userID, owned); err != nil { // room:organizations
 		return err
-	}
-	if !slices.Equal(locked, owned) {
-		return errMoved
 	}
 	if err := fn(before); err != nil {
 		return err
 	}
-	if err := d.requireOwners(ctx, owned); err != nil {
+	if err := d.requireOwners(ctx, owned); err != nil { // room:organizations
 		return err
 	}
-	if before.Role != "admin" || before.Disabled {
-		return nil
+	if before.Role == "admin" && !before.Disabled { // room:administration
+		return orElse(d.anyAdmin(ctx), errLastAdmin)
 	}
-	return orElse(d.anyAdmin(ctx), errLastAdmin)
+	return nil
 }
 
 func (s *server) listSessions(ctx context.Context, c caller, in pageInput) (page[session], error) {
@@ -140,7 +130,7 @@ func (s *server) listSessions(ctx context.Context, c caller, in pageInput) (page
 // deleteOtherSessions keeps the session that asks.
 func (s *server) deleteOtherSessions(ctx context.Context, c caller, _ none) (none, error) {
 	return none{}, s.db.inTx(ctx, func(tx db) error {
-		tx.audit(c, auditEntry{action: "session.others_ended", subject: c.user.ID})
+		tx.audit(c, auditEntry{action: "session.others_ended", subject: c.user.ID}) // room:audit
 		return tx.deleteSessions(ctx, c.user.ID, &c.session)
 	})
 }
@@ -154,7 +144,7 @@ func (s *server) deleteSession(ctx context.Context, c caller, in deleteSessionIn
 		if err := tx.deleteSession(ctx, c.user.ID, in.SessionID); err != nil {
 			return orElse(err, errNotFound)
 		}
-		tx.audit(c, auditEntry{action: "session.ended", subject: in.SessionID})
+		tx.audit(c, auditEntry{action: "session.ended", subject: in.SessionID}) // room:audit
 		return nil
 	})
 }

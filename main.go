@@ -64,27 +64,27 @@ func run(ctx context.Context, args []string, lookup envconfig.Lookuper, stdout i
 	switch command {
 	case "migrate":
 		return runMigrate(ctx, args, lookup, stdout)
-	case "admin":
-		return runAdmin(ctx, args, lookup, os.Stdin, stdout)
-	case "import":
-		return runImport(ctx, args, lookup, stdout)
+	case "admin": // room:administration
+		return runAdmin(ctx, args, lookup, os.Stdin, stdout) // room:administration
+	case "import": // room:import
+		return runImport(ctx, args, lookup, stdout) // room:import
 	}
 	if len(args) > 0 {
 		return usageError(command + " takes no arguments")
 	}
 	switch command {
-	case "dev":
-		return runDev(ctx, lookup, stdout)
+	case "dev": // room:dev
+		return runDev(ctx, lookup, stdout) // room:dev
 	case "serve":
 		return runServe(ctx, lookup, stdout)
-	case "prune":
-		return runPrune(ctx, lookup, stdout)
+	case "prune": // room:prune
+		return runPrune(ctx, lookup, stdout) // room:prune
 	case "keygen":
 		_, err := fmt.Fprintln(stdout, newSecret())
 		return err
-	case "openapi":
-		_, err := io.Copy(stdout, bytes.NewReader(openapiJSON))
-		return err
+	case "openapi": // room:documents
+		_, err := io.Copy(stdout, bytes.NewReader(openapiJSON)) // room:documents
+		return err                                              // room:documents
 	case "help", "-h", "--help":
 		_, err := fmt.Fprintln(stdout, usageError(usage))
 		return err
@@ -133,6 +133,21 @@ func openServer(ctx context.Context, cfg config, stdout io.Writer) (*server, err
 		return nil, err
 	}
 	return newServer(cfg, pool, newLogger(cfg, stdout))
+}
+
+// openCommand is the configuration and the database of a command that serves nothing; it asks for no more of the
+// environment than it needs.
+func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string) (*server, error) {
+	cfg, err := loadConfig(ctx, lookup, true, needs...)
+	if err != nil {
+		return nil, err
+	}
+	cfg.DBMaxConns = 2
+	pool, err := openPool(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &server{cfg: cfg, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
 }
 
 func openPool(ctx context.Context, cfg config) (*pgxpool.Pool, error) {

@@ -32,64 +32,6 @@ type session struct {
 	LastSeenAt time.Time `json:"last_seen_at"`
 }
 
-// organization is a team.
-type organization struct {
-	ID        string    `json:"id" is:"uuid"`
-	Name      string    `json:"name"`
-	Slug      string    `json:"slug"`
-	CreatedAt time.Time `json:"created_at"`
-	UpdatedAt time.Time `json:"updated_at"`
-}
-
-func (o organization) etag() string { return etag(o.UpdatedAt) }
-
-// membership is a user in an organization, as the organization sees it.
-type membership struct {
-	ID        string     `json:"-"` // the order of lists
-	User      memberUser `json:"user"`
-	Role      string     `json:"role" is:"organization_role"`
-	CreatedAt time.Time  `json:"created_at"`
-	UpdatedAt time.Time  `json:"-"`
-}
-
-func (m membership) etag() string { return etag(m.UpdatedAt) }
-
-type memberUser struct {
-	ID    string `json:"id" is:"uuid"`
-	Name  string `json:"name"`
-	Email string `json:"email"`
-}
-
-// userMembership is a user in an organization, as the user sees it.
-type userMembership struct {
-	ID           string       `json:"-"`
-	Organization organization `json:"organization"`
-	Role         string       `json:"role" is:"organization_role"`
-	CreatedAt    time.Time    `json:"created_at"`
-}
-
-// invitation is pending; its token is in the mail and nowhere else.
-type invitation struct {
-	ID        string    `json:"id" is:"uuid"`
-	Email     string    `json:"email"`
-	Role      string    `json:"role" is:"organization_role"`
-	InvitedBy string    `json:"invited_by" is:"uuid"`
-	CreatedAt time.Time `json:"created_at"`
-	ExpiresAt time.Time `json:"expires_at"`
-}
-
-// auditEvent is one line of the trail: who did what to what, from where.
-type auditEvent struct {
-	ID             string         `json:"id" is:"uuid"`
-	Action         string         `json:"action"`
-	ActorID        *string        `json:"actor_id" is:"uuid"`
-	OrganizationID *string        `json:"organization_id" is:"uuid"`
-	SubjectID      *string        `json:"subject_id" is:"uuid"`
-	IP             *string        `json:"ip"`
-	Detail         map[string]any `json:"detail"`
-	CreatedAt      time.Time      `json:"created_at"`
-}
-
 // tokens is the successful answer of the token endpoint, RFC 6749 section 5.1.
 type tokens struct {
 	AccessToken  string `json:"access_token"`
