@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/sethvargo/go-envconfig"
 )
@@ -35,16 +34,19 @@ func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, std
 			return err
 		}
 	}
-	token, tokenHash := newMailToken()
+	token, tokenHash := newMailToken() // room:mailflows
 	err = s.db.inTx(ctx, func(tx db) error {
 		id, err := tx.upsertAdmin(ctx, newID(), email, hash)
 		if err != nil {
 			return err
 		}
-		if err := firstError(tx.deleteSessions(ctx, id, nil), tx.voidMailTokens(ctx, id)); err != nil {
+		if err := firstError(
+			tx.deleteSessions(ctx, id, nil),
+			tx.voidMailTokens(ctx, id), // room:mailflows
+		); err != nil {
 			return err
 		}
-		if hash == "" {
+		if hash == "" { // room:mailflows
 			if err := tx.insertResetToken(ctx, tokenHash, id, email, s.cfg.ResetTTL); err != nil {
 				return err
 			}
@@ -56,7 +58,7 @@ func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, std
 		return err
 	}
 	fmt.Fprintf(stdout, "%s is a platform admin.\n", email)
-	if hash == "" {
+	if hash == "" { // room:mailflows
 		fmt.Fprintf(stdout, "Choose a password within %s, once, at:\n%s\n", humanDuration(s.cfg.ResetTTL), s.link(purposeResetPassword, token))
 	}
 	return nil
@@ -88,13 +90,4 @@ func (d db) upsertAdmin(ctx context.Context, id, email, hash string) (string, er
 			email_verified = u.email_verified or excluded.email_verified
 		returning u.id`, id, email, hash).Scan(&id)
 	return id, err
-}
-
-// insertResetToken is upsertMailToken for a token that goes to the operator instead of a mailbox.
-func (d db) insertResetToken(ctx context.Context, hash []byte, userID, email string, ttl time.Duration) error {
-	return d.exec(ctx, `
-		insert into mail_tokens (token_hash, user_id, purpose, email, expires_at)
-		values ($1, $2, $3, $4, now() + $5::interval)
-		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, expires_at = excluded.expires_at`,
-		hash, userID, purposeResetPassword, email, ttl)
 }

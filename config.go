@@ -28,7 +28,7 @@ type config struct {
 	PublicURL         string         `env:"PUBLIC_URL"`
 	AppURL            string         `env:"APP_URL"`
 	ListenAddr        string         `env:"LISTEN_ADDR, default=:8080"`
-	OpsAddr           string         `env:"OPS_ADDR, default=127.0.0.1:9090"`
+	OpsAddr           string         `env:"OPS_ADDR, default=127.0.0.1:9090"` // room:metrics
 	DBMaxConns        int32          `env:"DB_MAX_CONNS, default=16"`
 	AccessTokenTTL    time.Duration  `env:"ACCESS_TOKEN_TTL, default=15m"`
 	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h"`
@@ -36,17 +36,17 @@ type config struct {
 	RefreshGrace      time.Duration  `env:"REFRESH_GRACE, default=30s"`
 	SignupEnabled     bool           `env:"SIGNUP_ENABLED, default=true"`
 	EmailVerification bool           `env:"EMAIL_VERIFICATION, default=true"`
-	CORSOrigins       []string       `env:"CORS_ORIGINS"`
+	CORSOrigins       []string       `env:"CORS_ORIGINS"` // room:cors
 	TrustedProxies    []netip.Prefix `env:"TRUSTED_PROXIES"`
 	PasswordMinLength int            `env:"PASSWORD_MIN_LENGTH, default=12"`
-	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h"`
-	ResetTTL          time.Duration  `env:"RESET_TTL, default=1h"`
-	InvitationTTL     time.Duration  `env:"INVITATION_TTL, default=168h"`
-	AuditRetention    time.Duration  `env:"AUDIT_RETENTION, default=8760h"`
-	MailFrom          string         `env:"MAIL_FROM"`
-	SMTPURL           string         `env:"SMTP_URL"`
-	Throttle          string         `env:"THROTTLE, default=on"`
-	Limits            string         `env:"LIMITS"`
+	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h"`        // room:mailflows
+	ResetTTL          time.Duration  `env:"RESET_TTL, default=1h"`          // room:mailflows
+	InvitationTTL     time.Duration  `env:"INVITATION_TTL, default=168h"`   // room:invitations
+	AuditRetention    time.Duration  `env:"AUDIT_RETENTION, default=8760h"` // room:audit
+	MailFrom          string         `env:"MAIL_FROM"`                      // room:mail
+	SMTPURL           string         `env:"SMTP_URL"`                       // room:mail
+	Throttle          string         `env:"THROTTLE, default=on"`           // room:throttling
+	Limits            string         `env:"LIMITS"`                         // room:throttling
 	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s"`
 	LogLevel          slog.Level     `env:"LOG_LEVEL, default=INFO"`
 	LogFormat         string         `env:"LOG_FORMAT, default=json"`

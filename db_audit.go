@@ -60,6 +60,15 @@ func (d db) insertAuditEvent(ctx context.Context, row []any) error {
 // erasedAtOnce is how many events of a user lose their client address with the account; prune does the rest.
 const erasedAtOnce = 1000
 
+// beginErasure notes that the client addresses of a user who goes are to leave the trail, and takes the newest at once.
+func (d db) beginErasure(ctx context.Context, userID string) error {
+	if err := d.exec(ctx, `insert into erasures (user_id) values ($1) on conflict (user_id) do nothing`, userID); err != nil {
+		return err
+	}
+	_, err := d.eraseAddresses(ctx, userID, erasedAtOnce)
+	return err
+}
+
 // eraseAddresses takes the client addresses out of the newest events that tell of a user's own doing, at most most of
 // each kind, and returns how many it took.
 func (d db) eraseAddresses(ctx context.Context, userID string, most int) (int64, error) {

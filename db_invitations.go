@@ -92,3 +92,12 @@ func (d db) updateInvitationToken(ctx context.Context, hash []byte, mailID strin
 		where m.id = $2 and i.id = m.invitation_id and o.id = i.organization_id and u.id = i.invited_by
 		returning o.name as organization, u.name as inviter`, hash, mailID)
 }
+
+func (d db) deleteInvitationsTo(ctx context.Context, email string) error {
+	return d.exec(ctx, `delete from invitations where email = $1`, email)
+}
+
+// updateVerified confirms the address of a user whose mailbox was proved.
+func (d db) updateVerified(ctx context.Context, id string) error {
+	return d.exec(ctx, `update users set email_verified = true where id = $1 and not email_verified`, id)
+}

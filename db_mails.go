@@ -1,3 +1,5 @@
+// room:mail
+
 package main
 
 import (
@@ -89,26 +91,12 @@ func (d db) upsertMailToken(ctx context.Context, hash []byte, m mailRow, purpose
 			session_id = excluded.session_id, expires_at = excluded.expires_at`, hash, m.ID, purpose, ttl, kinds)
 }
 
-// mailToken is a token that was consumed: whose it was, the address it was mailed to, and the session that asked.
-type mailToken struct {
-	UserID    string
-	Email     string
-	SessionID *string
-}
-
-// deleteMailToken consumes a live token in the transaction that it authorises: of any number of uses at once, one
-// gets the row, the others pgx.ErrNoRows (R60, R61).
-func (d db) deleteMailToken(ctx context.Context, hash []byte, purpose string) (mailToken, error) {
-	return one[mailToken](ctx, d, `
-		delete from mail_tokens where token_hash = $1 and purpose = $2 and expires_at > now()
-		returning user_id, email, session_id`, hash, purpose)
-}
-
-// voidMailTokens ends every token of a user, whose row is locked, and takes away the mails that would carry one.
-func (d db) voidMailTokens(ctx context.Context, userID string) error {
-	return firstError(
-		d.exec(ctx, `delete from mails where user_id = $1 and sent_at is null and kind = any($2)`, userID, tokenKinds),
-		d.exec(ctx, `delete from mail_tokens where user_id = $1`, userID))
+// deleteMailsTo takes away what was mailed to the address of a user who goes, and nobody's mails to an address that was
+// theirs before, not to one that they only asked to have. What is in their name goes with them.
+func (d db) deleteMailsTo(ctx context.Context, u user) error {
+	return d.exec(ctx, `
+		delete from mails where recipient = $2 or user_id is null and recipient in (
+			select recipient from mails where user_id = $1 and kind <> $3)`, u.ID, u.Email, mailChangeEmail)
 }
 
 // pendingMails returns how many mails wait to be sent, and how old the oldest is.

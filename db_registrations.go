@@ -1,3 +1,5 @@
+// room:mailflows
+
 package main
 
 import (
@@ -47,4 +49,57 @@ func (d db) updateRegistrationToken(ctx context.Context, hash []byte, mailID str
 	return d.execOne(ctx, `
 		update registrations r set token_hash = $1, expires_at = now() + $3::interval
 		from mails m where m.id = $2 and r.id = m.registration_id`, hash, mailID, ttl)
+}
+
+// insertResetToken is upsertMailToken for a token that goes to the operator instead of a mailbox.
+func (d db) insertResetToken(ctx context.Context, hash []byte, userID, email string, ttl time.Duration) error {
+	return d.exec(ctx, `
+		insert into mail_tokens (token_hash, user_id, purpose, email, expires_at)
+		values ($1, $2, $3, $4, now() + $5::interval)
+		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, expires_at = excluded.expires_at`,
+		hash, userID, purposeResetPassword, email, ttl)
+}
+
+func (d db) deleteRegistrations(ctx context.Context, email string) error {
+	return d.exec(ctx, `delete from registrations where email = $1`, email)
+}
+
+// accountByMailToken returns the owner of a live token without consuming it.
+func (d db) accountByMailToken(ctx context.Context, hash []byte, purpose string) (account, error) {
+	return one[account](ctx, d, `
+		select u.id, u.email, coalesce(u.password_hash, '') as password_hash, u.email_verified, u.disabled, false as pending
+		from mail_tokens t join users u on u.id = t.user_id
+		where t.token_hash = $1 and t.purpose = $2 and t.expires_at > now() and not u.disabled`, hash, purpose)
+}
+
+// updatePasswordByMail sets the password of a user who proved the mailbox.
+func (d db) updatePasswordByMail(ctx context.Context, id, hash string) error {
+	return d.exec(ctx, `update users set password_hash = $2, email_verified = true where id = $1`, id, hash)
+}
+
+// updateEmail fails on users_email_key when the address was taken meanwhile.
+func (d db) updateEmail(ctx context.Context, id, email string) error {
+	return d.exec(ctx, `update users set email = $2, email_verified = true where id = $1`, id, email)
+}
+
+// mailToken is a token that was consumed: whose it was, the address it was mailed to, and the session that asked.
+type mailToken struct {
+	UserID    string
+	Email     string
+	SessionID *string
+}
+
+// deleteMailToken consumes a live token in the transaction that it authorises: of any number of uses at once, one
+// gets the row, the others pgx.ErrNoRows (R60, R61).
+func (d db) deleteMailToken(ctx context.Context, hash []byte, purpose string) (mailToken, error) {
+	return one[mailToken](ctx, d, `
+		delete from mail_tokens where token_hash = $1 and purpose = $2 and expires_at > now()
+		returning user_id, email, session_id`, hash, purpose)
+}
+
+// voidMailTokens ends every token of a user, whose row is locked, and takes away the mails that would carry one.
+func (d db) voidMailTokens(ctx context.Context, userID string) error {
+	return firstError(
+		d.exec(ctx, `delete from mails where user_id = $1 and sent_at is null and kind = any($2)`, userID, tokenKinds),
+		d.exec(ctx, `delete from mail_tokens where user_id = $1`, userID))
 }

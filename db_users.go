@@ -33,14 +33,6 @@ func (d db) accountByID(ctx context.Context, id string) (account, error) {
 		from users where id = $1`, id)
 }
 
-// accountByMailToken returns the owner of a live token without consuming it.
-func (d db) accountByMailToken(ctx context.Context, hash []byte, purpose string) (account, error) {
-	return one[account](ctx, d, `
-		select u.id, u.email, coalesce(u.password_hash, '') as password_hash, u.email_verified, u.disabled, false as pending
-		from mail_tokens t join users u on u.id = t.user_id
-		where t.token_hash = $1 and t.purpose = $2 and t.expires_at > now() and not u.disabled`, hash, purpose)
-}
-
 // newUser is an account to be made.
 type newUser struct {
 	ID, Email, Name, Role string
@@ -91,21 +83,6 @@ func (d db) lockActiveUser(ctx context.Context, id string) error {
 	return d.execOne(ctx, `select id from users where id = $1 and not disabled for no key update`, id)
 }
 
-// updatePasswordByMail sets the password of a user who proved the mailbox.
-func (d db) updatePasswordByMail(ctx context.Context, id, hash string) error {
-	return d.exec(ctx, `update users set password_hash = $2, email_verified = true where id = $1`, id, hash)
-}
-
-// updateEmail fails on users_email_key when the address was taken meanwhile.
-func (d db) updateEmail(ctx context.Context, id, email string) error {
-	return d.exec(ctx, `update users set email = $2, email_verified = true where id = $1`, id, email)
-}
-
-// updateVerified confirms the address of a user whose mailbox was proved.
-func (d db) updateVerified(ctx context.Context, id string) error {
-	return d.exec(ctx, `update users set email_verified = true where id = $1 and not email_verified`, id)
-}
-
 // lockUser locks and returns a user, disabled or not; pgx.ErrNoRows when there is none.
 func (d db) lockUser(ctx context.Context, id string) (user, error) {
 	return one[user](ctx, d, `
@@ -116,25 +93,19 @@ func (d db) lockUser(ctx context.Context, id string) (user, error) {
 // nobody's mails, invitations, registrations (R105). The client addresses of the audit trail go after it: see
 // eraseUsers. pgx.ErrNoRows when the version is not one of those allowed.
 func (d db) deleteUser(ctx context.Context, u user, allowed versions) error {
+	var byAddress error
 	if u.EmailVerified {
-		// Nobody's mails also to an address that was theirs, not to one that they only asked to have.
-		if err := firstError(
-			d.exec(ctx, `delete from mails where recipient = $2 or user_id is null and recipient in (
-				select recipient from mails where user_id = $1 and kind <> $3)`, u.ID, u.Email, mailChangeEmail),
-			d.exec(ctx, `delete from invitations where email = $1`, u.Email),
-			d.exec(ctx, `delete from registrations where email = $1`, u.Email)); err != nil {
-			return err
-		}
+		byAddress = firstError(
+			d.deleteMailsTo(ctx, u),             // room:mail
+			d.deleteRegistrations(ctx, u.Email), // room:mailflows
+			d.deleteInvitationsTo(ctx, u.Email), // room:invitations
+		)
 	}
-	if err := d.exec(ctx, `insert into erasures (user_id) values ($1) on conflict (user_id) do nothing`, u.ID); err != nil {
-		return err
-	}
-	if _, err := d.eraseAddresses(ctx, u.ID, erasedAtOnce); err != nil {
-		return err
-	}
-	return d.execOne(ctx, `
-		delete from users
-		where id = $1 and ($2::timestamptz[] is null or updated_at = any($2))`, u.ID, allowed)
+	return firstError(byAddress,
+		d.beginErasure(ctx, u.ID), // room:audit
+		d.execOne(ctx, `
+			delete from users
+			where id = $1 and ($2::timestamptz[] is null or updated_at = any($2))`, u.ID, allowed))
 }
 
 func (d db) emailTaken(ctx context.Context, email string) (taken bool, err error) {

@@ -1,3 +1,11 @@
+// room:dev
+
+// `roster dev`: the whole product on an embedded default, a private PostgreSQL included, which the tests use too. A team
+// without it sets DATABASE_URL, and TEST_DATABASE_URL for the tests.
+//
+// Its files are dev.go and postgres.go. What ties it to the house is what `grep -n room:dev *.go` finds: a command, and what
+// the configuration allows in it. To take it out, delete the files and those lines.
+
 package main
 
 import (
@@ -82,7 +90,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	if err != nil {
 		return err
 	}
-	if s.deliver == nil {
+	if s.deliver == nil { // room:mail
 		s.deliver = printMail(stdout)
 	}
 	password, err := ensureDevAdmin(ctx, s, secrets["ADMIN_PASSWORD"])
@@ -90,7 +98,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 		return err
 	}
 	printWelcome(stdout, cfg, database, password)
-	defer s.serveOps().Close()
+	defer s.serveOps().Close() // room:metrics
 	return s.listenAndServe(ctx, listener)
 }
 

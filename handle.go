@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"reflect"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 )
@@ -17,7 +16,6 @@ const requestTimeout = 10 * time.Second
 type endpoint struct {
 	operation string // the handler's name, which is also the operationId
 	in, out   reflect.Type
-	limits    []string // their names, see throttle.go
 	// call decodes the input, runs the handler and returns its value. ctx is the handler's.
 	call func(ctx context.Context, s *server, r *http.Request, c caller) (any, error)
 }
@@ -32,22 +30,18 @@ type file struct {
 	content     []byte
 }
 
-// handle turns a handler into an endpoint, which counts every readable call against limits, and what a signed-in user
-// writes against theirs (R102). The compiler ties the documented types to the code.
-func handle[In, Out any](h func(context.Context, caller, In) (Out, error), limits ...string) endpoint {
+// handle turns a handler into an endpoint. The compiler ties the documented types to the code.
+func handle[In, Out any](h func(context.Context, caller, In) (Out, error)) endpoint {
 	in := reflect.TypeFor[In]()
 	fields := inputFields(in)
-	return endpoint{operation: nameOf(h), in: in, out: reflect.TypeFor[Out](), limits: limits,
+	operation := nameOf(h)
+	return endpoint{operation: operation, in: in, out: reflect.TypeFor[Out](),
 		call: func(ctx context.Context, s *server, r *http.Request, c caller) (any, error) {
 			var input In
 			if err := s.decode(r, c, fields, reflect.ValueOf(&input).Elem()); err != nil {
 				return nil, err
 			}
-			counted := limits
-			if c.user.ID != "" && r.Method != http.MethodGet && r.Method != http.MethodHead {
-				counted = append(slices.Clip(limits), changes)
-			}
-			if err := s.limitCalls(ctx, c, counted...); err != nil {
+			if err := s.limitCall(ctx, c, r, operation); err != nil { // room:throttling
 				return nil, err
 			}
 			return h(ctx, c, input)

@@ -75,7 +75,7 @@ func (s *server) createUser(ctx context.Context, c caller, in createUserInput) (
 		if u, err = tx.insertUser(ctx, newUser{newID(), in.Email, in.Name, in.Role, hash, hash != ""}); err != nil {
 			return err
 		}
-		if hash == "" {
+		if hash == "" { // room:mailflows
 			if err := s.mail(ctx, tx, newMail{kind: mailSetPassword, owner: in.Email}); err != nil {
 				return err
 			}
@@ -83,7 +83,7 @@ func (s *server) createUser(ctx context.Context, c caller, in createUserInput) (
 		tx.audit(c, auditEntry{action: "user.created", subject: u.ID, detail: map[string]any{"role": in.Role}}) // room:audit
 		return nil
 	})
-	s.wakeSender()
+	s.wakeSender() // room:mail
 	return u, err
 }
 
@@ -130,7 +130,11 @@ func (s *server) updateUser(ctx context.Context, c caller, in updateUserInput) (
 
 // endEverything ends what a disabled user could still use: sessions, mail tokens, and invitations in their name.
 func (d db) endEverything(ctx context.Context, userID string) error {
-	return firstError(d.deleteSessions(ctx, userID, nil), d.voidMailTokens(ctx, userID), d.deleteAllInvitationsBy(ctx, userID))
+	return firstError(
+		d.deleteSessions(ctx, userID, nil),
+		d.voidMailTokens(ctx, userID),         // room:mailflows
+		d.deleteAllInvitationsBy(ctx, userID), // room:invitations
+	)
 }
 
 type deleteUserInput struct {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -15,35 +14,7 @@ type registerInput struct {
 	Name     string `json:"name" is:"name"`
 }
 
-// register asks the address to confirm. Until then there is no account, only a registration, of which an address has one:
-// the latest. The answer and the work are the same for an address that has an account; its owner gets a mail instead
-// (R37).
-func (s *server) register(ctx context.Context, c caller, in registerInput) (accepted, error) {
-	hash, err := s.hashForRegistration(ctx, in)
-	if err != nil {
-		return accepted{}, err
-	}
-	err = s.db.inTx(ctx, func(tx db) error {
-		taken, err := tx.emailTaken(ctx, in.Email)
-		if err != nil {
-			return err
-		}
-		id, err := tx.upsertRegistration(ctx, in.Email, in.Name, hash, s.cfg.VerifyTTL)
-		if err != nil {
-			return err
-		}
-		m, entry := newMail{kind: mailRegistration, to: in.Email, registration: &id}, auditEntry{action: "user.registered", subject: id}
-		if taken {
-			m, entry = newMail{kind: mailAccountExists, owner: in.Email}, auditEntry{action: "user.registered_again"}
-		}
-		tx.audit(c, entry) // room:audit
-		return s.mail(ctx, tx, m)
-	})
-	s.wakeSender()
-	return accepted{"We have sent a mail to this address. The link in it completes the registration."}, err
-}
-
-// registerUnverified is register without EMAIL_VERIFICATION: the account is usable at once.
+// registerUnverified makes an account that is usable at once: EMAIL_VERIFICATION=false.
 func (s *server) registerUnverified(ctx context.Context, c caller, in registerInput) (u user, err error) {
 	hash, err := s.hashForRegistration(ctx, in)
 	if err != nil {
@@ -124,7 +95,7 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 		refusal = errEmailNotVerified
 	}
 	if refusal != nil {
-		s.metrics.signIns.WithLabelValues(refusal.Code).Inc()
+		s.metrics.signIns.WithLabelValues(refusal.Code).Inc() // room:metrics
 		// Written for unknown addresses too: the same work, and a trail of whoever tries them all.
 		err := error(refusal)
 		err = s.db.record(ctx, c, auditEntry{action: "sign_in.refused", subject: account.ID, detail: map[string]any{"code": refusal.Code}}, err) // room:audit
@@ -148,7 +119,7 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 	if err != nil {
 		return tokens{}, err
 	}
-	s.metrics.signIns.WithLabelValues("ok").Inc()
+	s.metrics.signIns.WithLabelValues("ok").Inc() // room:metrics
 	return s.issue(session)
 }
 
@@ -200,7 +171,9 @@ func (s *server) issue(n newSession) (tokens, error) {
 func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, error) {
 	sessionID, generation, err := s.keys.parseRefresh(token)
 	if err != nil {
-		return tokens{}, s.wrong(ctx, c, errInvalidGrant)
+		err = errInvalidGrant
+		err = s.wrong(ctx, c, err) // room:throttling
+		return tokens{}, err
 	}
 	u, err := s.db.rotateSession(ctx, sessionID, generation, c, s.cfg)
 	if err == nil {
@@ -223,7 +196,7 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 		}
 		return s.issue(newSession{found.user, sessionID, generation + 1})
 	}
-	s.metrics.reuses.Inc()
+	s.metrics.reuses.Inc() // room:metrics
 	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.ID)
 	err = s.db.inTx(ctx, func(tx db) error { // committed before the refusal
 		tx.audit(c, auditEntry{action: "session.reuse_detected", subject: sessionID}) // room:audit
@@ -269,32 +242,3 @@ func invalidRequest(detail string) error {
 }
 
 func (s *server) readJWKS(context.Context, caller, none) (jwkSet, error) { return s.keys.jwks, nil }
-
-// serverMetadata is RFC 8414 section 2.
-type serverMetadata struct {
-	Issuer                            string   `json:"issuer"`
-	TokenEndpoint                     string   `json:"token_endpoint"`
-	RevocationEndpoint                string   `json:"revocation_endpoint"`
-	JWKSURI                           string   `json:"jwks_uri"`
-	GrantTypesSupported               []string `json:"grant_types_supported"`
-	ResponseTypesSupported            []string `json:"response_types_supported"`
-	ScopesSupported                   []string `json:"scopes_supported"`
-	TokenEndpointAuthMethodsSupported []string `json:"token_endpoint_auth_methods_supported"`
-	RevocationAuthMethodsSupported    []string `json:"revocation_endpoint_auth_methods_supported"`
-	ServiceDocumentation              string   `json:"service_documentation"`
-}
-
-func (s *server) readMetadata(context.Context, caller, none) (serverMetadata, error) {
-	return serverMetadata{
-		Issuer:                            s.cfg.PublicURL,
-		TokenEndpoint:                     s.cfg.PublicURL + "/v1/auth/token",
-		RevocationEndpoint:                s.cfg.PublicURL + "/v1/auth/revoke",
-		JWKSURI:                           s.cfg.PublicURL + "/.well-known/jwks.json",
-		GrantTypesSupported:               []string{"password", "refresh_token"},
-		ResponseTypesSupported:            []string{},
-		ScopesSupported:                   strings.Fields(platformScopes["admin"]),
-		TokenEndpointAuthMethodsSupported: []string{"none"},
-		RevocationAuthMethodsSupported:    []string{"none"},
-		ServiceDocumentation:              s.cfg.PublicURL + "/docs",
-	}, nil
-}

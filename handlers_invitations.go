@@ -32,6 +32,17 @@ var (
 	errOtherAddress       = &apiError{Status: 403, Code: "other_address", Detail: "This invitation is for another address than yours."}
 )
 
+// grantable lists the roles that an actor manages, of those who may invite at all.
+func grantable(actor string) []string {
+	roles := []string{}
+	for role := range ranks {
+		if allow(actor, invitationsWrite) == nil && manages(actor, role) {
+			roles = append(roles, role)
+		}
+	}
+	return roles
+}
+
 type createInvitationInput struct {
 	organizationInput
 	Email string `json:"email" is:"email"`
@@ -66,7 +77,7 @@ func (s *server) createInvitation(ctx context.Context, c caller, in createInvita
 		if i, err = tx.upsertInvitation(ctx, newID(), in.OrganizationID, in.Email, in.Role, c.user.ID, s.cfg.InvitationTTL); err != nil {
 			return err
 		}
-		if err := s.limitInvitation(ctx, tx, in.OrganizationID, in.Email); err != nil {
+		if err := s.limitInvitation(ctx, tx, in.OrganizationID, in.Email); err != nil { // room:throttling
 			return err
 		}
 		_, err = tx.insertMail(ctx, newMail{kind: mailInvitation, to: in.Email, invitation: &i.ID})
@@ -79,7 +90,7 @@ func (s *server) createInvitation(ctx context.Context, c caller, in createInvita
 
 // limitInvitation counts an invitation's mail, and refuses it where one would be left out: what an organization sends
 // takes nothing from what others may send (R42, R108). A refusal is counted nowhere, as tx ends with it.
-func (s *server) limitInvitation(ctx context.Context, tx db, organizationID, email string) error {
+func (s *server) limitInvitation(ctx context.Context, tx db, organizationID, email string) error { // room:throttling
 	above, err := s.count(ctx, tx, []counter{
 		s.counter(mailsMinute, mailInvitation, organizationID, hashed(email)), s.counter(invitationMails, organizationID, hashed(email)),
 		s.counter(invitationsAddress, hashed(email)), s.counter(invitationsOrg, organizationID)})

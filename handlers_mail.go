@@ -1,7 +1,15 @@
+// room:mailflows made of mail
+
+// The flows that pass through a mailbox: registering with confirmation, a forgotten password, a change of address. A team
+// without them has EMAIL_VERIFICATION=false, and an operator who sets passwords.
+//
+// Its files are handlers_mail.go and db_registrations.go. What ties it to the house is what
+// `grep -n room:mailflows *.go` finds: rows of the route table, kinds of mail, and where every mail token of a user is
+// void. To take it out, delete the files and those lines.
+
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -9,8 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// The flows that pass through a mailbox. A token is consumed in the transaction that it authorises, and only there: a
-// password that is refused consumes nothing.
+// A token is consumed in the transaction that it authorises, and only there: a password that is refused consumes nothing.
 
 // consume runs fn in the transaction that consumes a token of account. It locks the owner first, as every change of an
 // account does, so that two flows of one user wait for each other instead of deadlocking (R82).
@@ -27,28 +34,34 @@ func (s *server) consume(ctx context.Context, account account, token, purpose st
 	})
 }
 
-// mail puts a mail into the outbox, in the transaction that causes it, unless the address has had enough of its kind: then
-// it is left out silently (R42).
-func (s *server) mail(ctx context.Context, tx db, m newMail) error {
-	_, _, err := s.mailOf(ctx, tx, m)
-	return err
-}
-
-// mailOf is mail; it returns whose the mail is, nil for nobody's, and whether it was not left out.
-func (s *server) mailOf(ctx context.Context, tx db, m newMail) (owner *string, sent bool, err error) {
-	m.to = cmp.Or(m.to, m.owner)
-	above, err := s.count(ctx, tx, []counter{s.counter(mailsMinute, m.kind, hashed(m.to)), s.counter(mailsHour, m.kind, hashed(m.to))})
-	if err != nil || len(above) > 0 {
-		return nil, false, err
+// register asks the address to confirm. Until then there is no account, only a registration, of which an address has one:
+// the latest. The answer and the work are the same for an address that has an account; its owner gets a mail instead
+// (R37).
+func (s *server) register(ctx context.Context, c caller, in registerInput) (accepted, error) {
+	hash, err := s.hashForRegistration(ctx, in)
+	if err != nil {
+		return accepted{}, err
 	}
-	owner, err = tx.insertMail(ctx, m)
-	return owner, err == nil, err
-}
-
-// endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
-func (s *server) endAccess(ctx context.Context, tx db, email, userID string, except *string) error {
-	return firstError(tx.deleteSessions(ctx, userID, except), tx.voidMailTokens(ctx, userID),
-		s.mail(ctx, tx, newMail{kind: mailPasswordChanged, owner: email}))
+	err = s.db.inTx(ctx, func(tx db) error {
+		taken, err := tx.emailTaken(ctx, in.Email)
+		if err != nil {
+			return err
+		}
+		id, err := tx.upsertRegistration(ctx, in.Email, in.Name, hash, s.cfg.VerifyTTL)
+		if err != nil {
+			return err
+		}
+		m := newMail{kind: mailRegistration, to: in.Email, registration: &id}
+		entry := auditEntry{action: "user.registered", subject: id} // room:audit
+		if taken {
+			m = newMail{kind: mailAccountExists, owner: in.Email}
+			entry = auditEntry{action: "user.registered_again"} // room:audit
+		}
+		tx.audit(c, entry) // room:audit
+		return s.mail(ctx, tx, m)
+	})
+	s.wakeSender()
+	return accepted{"We have sent a mail to this address. The link in it completes the registration."}, err
 }
 
 type verifyEmailInput struct {
@@ -93,7 +106,8 @@ func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput)
 // deadLink is the answer to a mail token that was not found.
 func (s *server) deadLink(ctx context.Context, c caller, err error) error {
 	if errors.Is(err, pgx.ErrNoRows) {
-		return s.wrong(ctx, c, errBadMailToken)
+		err = errBadMailToken
+		err = s.wrong(ctx, c, err) // room:throttling
 	}
 	return err
 }
@@ -140,8 +154,11 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 	}
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
 		tx.audit(c, auditEntry{action: "password.reset", subject: account.ID}) // room:audit
-		return firstError(tx.updatePasswordByMail(ctx, account.ID, hash), tx.deleteFailures(ctx, account.Email),
-			s.endAccess(ctx, tx, account.Email, account.ID, nil))
+		return firstError(
+			tx.updatePasswordByMail(ctx, account.ID, hash),
+			tx.deleteFailures(ctx, account.Email), // room:throttling
+			s.endAccess(ctx, tx, account.Email, account.ID, nil),
+		)
 	})
 	s.wakeSender()
 	return none{}, err

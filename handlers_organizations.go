@@ -55,17 +55,6 @@ func allow(role string, need access) error {
 // owners manage owners (R72).
 func manages(actor, role string) bool { return actor == "owner" || ranks[actor] > ranks[role] }
 
-// grantable lists the roles that an actor manages, of those who may invite at all.
-func grantable(actor string) []string {
-	roles := []string{}
-	for role := range ranks {
-		if allow(actor, invitationsWrite) == nil && manages(actor, role) {
-			roles = append(roles, role)
-		}
-	}
-	return roles
-}
-
 // organization is a team.
 type organization struct {
 	ID        string    `json:"id" is:"uuid"`
@@ -335,10 +324,10 @@ func (s *server) deleteMembership(ctx context.Context, c caller, in membershipIn
 // afterRoleChange keeps what must hold when a member of a locked organization has a lower role, or none: an active
 // owner is left (R74), and invitations that the member could not make any more are void (R76).
 func (d db) afterRoleChange(ctx context.Context, organizationID, userID, role string) error {
-	if err := d.requireOwners(ctx, []string{organizationID}); err != nil {
-		return err
-	}
-	return d.deleteInvitationsBy(ctx, organizationID, userID, grantable(role))
+	return firstError(
+		d.requireOwners(ctx, []string{organizationID}),
+		d.deleteInvitationsBy(ctx, organizationID, userID, grantable(role)), // room:invitations
+	)
 }
 
 func (s *server) listMyMemberships(ctx context.Context, c caller, in pageInput) (page[userMembership], error) {

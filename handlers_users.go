@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"time"
 )
@@ -54,8 +55,29 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 		tx.audit(c, auditEntry{action: "password.changed", subject: c.user.ID}) // room:audit
 		return s.endAccess(ctx, tx, c.user.Email, c.user.ID, &c.session)
 	})
-	s.wakeSender()
+	s.wakeSender() // room:mail
 	return none{}, err
+}
+
+// endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
+func (s *server) endAccess(ctx context.Context, tx db, email, userID string, except *string) error {
+	return firstError(
+		tx.deleteSessions(ctx, userID, except),
+		tx.voidMailTokens(ctx, userID),                                    // room:mailflows
+		s.mail(ctx, tx, newMail{kind: mailPasswordChanged, owner: email}), // room:mail
+	)
+}
+
+// checkPassword verifies the password of an account; weak says that it should be hashed anew. It need not exist: an empty
+// hash matches nothing, and costs the same.
+func (s *server) checkPassword(ctx context.Context, c caller, email, hash, password string) (ok, weak bool, err error) {
+	verdict, err := s.guess(ctx, c, email) // room:throttling
+	if err != nil {                        // room:throttling
+		return false, false, err
+	}
+	ok, weak, err = s.passwords.verify(ctx, hash, password)
+	err = cmp.Or(err, verdict(err == nil && !ok)) // without a verdict nothing was guessed // room:throttling
+	return ok, weak, err
 }
 
 // requirePassword refuses a password that is not the account's; pointer is its place in the request.

@@ -1,3 +1,12 @@
+// room:mail
+
+// Mails: the outbox, and SMTP. A mail is a row until a sender has delivered it. A team without mails has neither the flows
+// nor the invitations that are made of them, and nobody is told of a new password.
+//
+// Its files are mail.go, smtp.go and db_mails.go, and assets in mails/. What ties it to the house is what
+// `grep -n room:mail *.go` finds: a worker, variables of the configuration, and a line wherever a mail is caused. To take
+// it out, delete the files and those lines.
+
 package main
 
 import (
@@ -158,16 +167,31 @@ const (
 	mailMaxAge  = 3 * 24 * time.Hour // then a mail is given up
 )
 
-// startWorkers starts what runs beside the requests; the group is done when ctx has ended and they have stopped.
-func (s *server) startWorkers(ctx context.Context) *sync.WaitGroup {
-	var workers sync.WaitGroup
-	if s.deliver != nil {
-		for range mailSenders {
-			workers.Go(func() { s.sendMails(ctx) })
-		}
+// mail puts a mail into the outbox, in the transaction that causes it, unless the address has had enough of its kind: then
+// it is left out silently (R42).
+func (s *server) mail(ctx context.Context, tx db, m newMail) error {
+	_, _, err := s.mailOf(ctx, tx, m)
+	return err
+}
+
+// mailOf is mail; it returns whose the mail is, nil for nobody's, and whether it was not left out.
+func (s *server) mailOf(ctx context.Context, tx db, m newMail) (owner *string, sent bool, err error) {
+	m.to = cmp.Or(m.to, m.owner)
+	if full, err := s.mailboxFull(ctx, tx, m); err != nil || full { // room:throttling
+		return nil, false, err
 	}
-	workers.Go(func() { s.pruneRegularly(ctx) })
-	return &workers
+	owner, err = tx.insertMail(ctx, m)
+	return owner, err == nil, err
+}
+
+// startSenders starts the senders of this replica.
+func (s *server) startSenders(ctx context.Context, workers *sync.WaitGroup) {
+	if s.deliver == nil {
+		return
+	}
+	for range mailSenders {
+		workers.Go(func() { s.sendMails(ctx) })
+	}
 }
 
 // wakeSender tells this replica's senders that a mail may be due, so that they need not wait for the next poll.
@@ -246,7 +270,7 @@ func (s *server) sendNextMail(stopping context.Context) error {
 		return err
 	}
 	if err = s.deliver(ctx, msg); err == nil {
-		s.metrics.mails.WithLabelValues("sent").Inc()
+		s.metrics.mails.WithLabelValues("sent").Inc() // room:metrics
 		return s.db.updateMailSent(ctx, m.ID)
 	}
 	retry := !errors.Is(err, errRefused) && m.Age < mailMaxAge
@@ -254,13 +278,13 @@ func (s *server) sendNextMail(stopping context.Context) error {
 	if !retry {
 		return s.giveUp(ctx, m)
 	}
-	s.metrics.mails.WithLabelValues("retried").Inc()
+	s.metrics.mails.WithLabelValues("retried").Inc() // room:metrics
 	return s.db.updateMailRetry(ctx, m.ID, backoff(m.Attempts))
 }
 
 // giveUp ends a mail that will never arrive: it is counted, and in the trail of whom it was for.
 func (s *server) giveUp(ctx context.Context, m mailRow) error {
-	s.metrics.mails.WithLabelValues("failed").Inc()
+	s.metrics.mails.WithLabelValues("failed").Inc() // room:metrics
 	return s.db.inTx(ctx, func(tx db) error {
 		tx.audit(caller{}, auditEntry{action: "mail.failed", subject: deref(m.UserID), detail: map[string]any{"kind": m.Kind, "attempts": m.Attempts}}) // room:audit
 		return tx.updateMailFailed(ctx, m.ID)

@@ -116,10 +116,10 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	if err != nil {
 		return fmt.Errorf("LISTEN_ADDR: %w", err)
 	}
-	if s.deliver == nil {
+	if s.deliver == nil { // room:mail
 		s.log.Warn("SMTP_URL is not set: mails wait in the outbox")
 	}
-	defer s.serveOps().Close()
+	defer s.serveOps().Close() // room:metrics
 	s.log.Info("serving", "addr", listener.Addr().String(), "version", buildVersion())
 	return s.listenAndServe(ctx, listener)
 }

@@ -280,7 +280,7 @@ func (g *generator) operation(rt route, path string) object {
 	} else {
 		op["security"] = []any{}
 	}
-	if method, _, _ := strings.Cut(rt.pattern, " "); rt.limits != nil || rt.access != public && method != "GET" {
+	if len(limitsOf(rt.operation, rt.access != public && !strings.HasPrefix(rt.pattern, "GET "))) > 0 { // room:throttling
 		refusals = append(refusals, "429")
 	}
 	for _, f := range inputFields(rt.in) {

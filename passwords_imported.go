@@ -1,3 +1,5 @@
+// room:import
+
 package main
 
 import (

@@ -1,3 +1,5 @@
+// room:dev
+
 package main
 
 import (

@@ -12,65 +12,65 @@ type route struct {
 // routes is THE table. The mux, the OpenAPI document, the metrics labels and the authorization tests range over it;
 // nothing else registers a route.
 func (s *server) routes() []route {
-	register := route{"POST /v1/auth/register", public, 202, handle(s.register, strangers, strangersSite), "Register; the address is confirmed by mail"}
-	if !s.cfg.EmailVerification {
-		register = route{"POST /v1/auth/register", public, 201, handle(s.registerUnverified, strangers, strangersSite), "Register; usable at once"}
+	register := route{"POST /v1/auth/register", public, 201, handle(s.registerUnverified), "Register; usable at once"}
+	if s.cfg.EmailVerification { // room:mailflows
+		register = route{"POST /v1/auth/register", public, 202, handle(s.register), "Register; the address is confirmed by mail"}
 	}
 	return []route{
 		// Sign-in
 		register,
-		{"POST /v1/auth/verify-email", public, 200, handle(s.verifyEmail), "Confirm the address and sign in"},
+		{"POST /v1/auth/verify-email", public, 200, handle(s.verifyEmail), "Confirm the address and sign in"}, // room:mailflows
 		{"POST /v1/auth/token", public, 200, handle(s.issueToken), "Sign in, or refresh (RFC 6749)"},
 		{"POST /v1/auth/revoke", public, 200, handle(s.revokeToken), "Sign out (RFC 7009)"},
-		{"POST /v1/auth/forgot-password", public, 202, handle(s.forgotPassword, strangers, strangersSite), "Ask for a link to choose a new password"},
-		{"POST /v1/auth/reset-password", public, 204, handle(s.resetPassword), "Choose a new password by link"},
-		{"POST /v1/auth/confirm-email", public, 204, handle(s.confirmEmail), "Confirm a new address"},
-		{"POST /v1/auth/accept-invitation", public, 201, handle(s.acceptInvitationAsNewUser), "Accept an invitation with a new account"},
+		{"POST /v1/auth/forgot-password", public, 202, handle(s.forgotPassword), "Ask for a link to choose a new password"},              // room:mailflows
+		{"POST /v1/auth/reset-password", public, 204, handle(s.resetPassword), "Choose a new password by link"},                          // room:mailflows
+		{"POST /v1/auth/confirm-email", public, 204, handle(s.confirmEmail), "Confirm a new address"},                                    // room:mailflows
+		{"POST /v1/auth/accept-invitation", public, 201, handle(s.acceptInvitationAsNewUser), "Accept an invitation with a new account"}, // room:invitations
 
 		// The caller
 		{"GET /v1/users/me", signedIn, 200, handle(s.readMe), "Read yourself"},
 		{"PATCH /v1/users/me", signedIn, 200, handle(s.updateMe), "Change your name"},
 		{"PUT /v1/users/me/password", signedIn, 204, handle(s.changePassword), "Change your password"},
-		{"POST /v1/users/me/email", signedIn, 202, handle(s.changeEmail, emailChanges), "Change your address"},
+		{"POST /v1/users/me/email", signedIn, 202, handle(s.changeEmail), "Change your address"}, // room:mailflows
 		{"GET /v1/users/me/sessions", signedIn, 200, handle(s.listSessions), "List where you are signed in"},
 		{"DELETE /v1/users/me/sessions", signedIn, 204, handle(s.deleteOtherSessions), "Sign out everywhere else"},
 		{"DELETE /v1/users/me/sessions/{session_id}", signedIn, 204, handle(s.deleteSession), "Sign out one session"},
 		{"DELETE /v1/users/me", signedIn, 204, handle(s.deleteMe), "Delete your account"},
-		{"GET /v1/users/me/memberships", signedIn, 200, handle(s.listMyMemberships), "List where you are a member"},
-		{"POST /v1/invitations/accept", signedIn, 200, handle(s.acceptInvitation), "Accept an invitation"},
-		{"GET /v1/users/me/export", signedIn, 200, handle(s.exportMe, exports), "Everything stored about you"},
+		{"GET /v1/users/me/memberships", signedIn, 200, handle(s.listMyMemberships), "List where you are a member"}, // room:organizations
+		{"POST /v1/invitations/accept", signedIn, 200, handle(s.acceptInvitation), "Accept an invitation"},          // room:invitations
+		{"GET /v1/users/me/export", signedIn, 200, handle(s.exportMe), "Everything stored about you"},               // room:audit
 
 		// Users
-		{"GET /v1/users", platformAdmin, 200, handle(s.listUsers), "List or search the users"},
-		{"POST /v1/users", platformAdmin, 201, handle(s.createUser), "Make an account for somebody"},
-		{"GET /v1/users/{user_id}", platformAdmin, 200, handle(s.readUser), "Read a user"},
-		{"PATCH /v1/users/{user_id}", platformAdmin, 200, handle(s.updateUser), "Change name or role, disable or enable"},
-		{"DELETE /v1/users/{user_id}", platformAdmin, 204, handle(s.deleteUser), "Delete a user"},
-		{"DELETE /v1/users/{user_id}/sessions", platformAdmin, 204, handle(s.deleteUserSessions), "Sign a user out everywhere"},
-		{"GET /v1/audit-events", platformAdmin, 200, handle(s.listAuditEvents), "List the audit trail"},
+		{"GET /v1/users", platformAdmin, 200, handle(s.listUsers), "List or search the users"},                                  // room:administration
+		{"POST /v1/users", platformAdmin, 201, handle(s.createUser), "Make an account for somebody"},                            // room:administration
+		{"GET /v1/users/{user_id}", platformAdmin, 200, handle(s.readUser), "Read a user"},                                      // room:administration
+		{"PATCH /v1/users/{user_id}", platformAdmin, 200, handle(s.updateUser), "Change name or role, disable or enable"},       // room:administration
+		{"DELETE /v1/users/{user_id}", platformAdmin, 204, handle(s.deleteUser), "Delete a user"},                               // room:administration
+		{"DELETE /v1/users/{user_id}/sessions", platformAdmin, 204, handle(s.deleteUserSessions), "Sign a user out everywhere"}, // room:administration
+		{"GET /v1/audit-events", platformAdmin, 200, handle(s.listAuditEvents), "List the audit trail"},                         // room:audit
 
 		// Organizations
-		{"POST /v1/organizations", signedIn, 201, handle(s.createOrganization, foundings), "Found an organization, as its owner"},
-		{"GET /v1/organizations", signedIn, 200, handle(s.listOrganizations), "List your organizations; all=true: all, for platform admins"},
-		{"GET /v1/organizations/{organization_id}", orgRead, 200, handle(s.readOrganization), "Read an organization"},
-		{"PATCH /v1/organizations/{organization_id}", orgUpdate, 200, handle(s.updateOrganization), "Change name or slug"},
-		{"DELETE /v1/organizations/{organization_id}", orgDelete, 204, handle(s.deleteOrganization), "Delete an organization and everything in it"},
-		{"GET /v1/organizations/{organization_id}/memberships", membershipsRead, 200, handle(s.listMemberships), "List the members"},
-		{"POST /v1/organizations/{organization_id}/memberships", platformAdmin, 201, handle(s.createMembership), "Make a user a member"},
-		{"PATCH /v1/organizations/{organization_id}/memberships/{user_id}", membershipsWrite, 200, handle(s.updateMembership), "Change a role below your own"},
-		// Leaving needs no more than being a member; to remove somebody else, memberships:write is checked by the handler.
-		{"DELETE /v1/organizations/{organization_id}/memberships/{user_id}", membershipsRead, 204, handle(s.deleteMembership), "Remove a member below you, or leave"},
-		{"GET /v1/organizations/{organization_id}/invitations", invitationsWrite, 200, handle(s.listInvitations), "List the pending invitations"},
-		{"POST /v1/organizations/{organization_id}/invitations", invitationsWrite, 201, handle(s.createInvitation, invitationsUser), "Invite an address, or renew its invitation"},
-		{"DELETE /v1/organizations/{organization_id}/invitations/{invitation_id}", invitationsWrite, 204, handle(s.deleteInvitation), "Withdraw an invitation"},
-		{"GET /v1/organizations/{organization_id}/audit-events", auditRead, 200, handle(s.listOrganizationAuditEvents), "List the organization's audit trail"},
+		{"POST /v1/organizations", signedIn, 201, handle(s.createOrganization), "Found an organization, as its owner"},                                         // room:organizations
+		{"GET /v1/organizations", signedIn, 200, handle(s.listOrganizations), "List your organizations; all=true: all, for platform admins"},                   // room:organizations
+		{"GET /v1/organizations/{organization_id}", orgRead, 200, handle(s.readOrganization), "Read an organization"},                                          // room:organizations
+		{"PATCH /v1/organizations/{organization_id}", orgUpdate, 200, handle(s.updateOrganization), "Change name or slug"},                                     // room:organizations
+		{"DELETE /v1/organizations/{organization_id}", orgDelete, 204, handle(s.deleteOrganization), "Delete an organization and everything in it"},            // room:organizations
+		{"GET /v1/organizations/{organization_id}/memberships", membershipsRead, 200, handle(s.listMemberships), "List the members"},                           // room:organizations
+		{"POST /v1/organizations/{organization_id}/memberships", platformAdmin, 201, handle(s.createMembership), "Make a user a member"},                       // room:organizations room:administration
+		{"PATCH /v1/organizations/{organization_id}/memberships/{user_id}", membershipsWrite, 200, handle(s.updateMembership), "Change a role below your own"}, // room:organizations
+		// Leaving needs no more than being a member; to remove somebody else, memberships:write is checked by the handler. // room:organizations
+		{"DELETE /v1/organizations/{organization_id}/memberships/{user_id}", membershipsRead, 204, handle(s.deleteMembership), "Remove a member below you, or leave"}, // room:organizations
+		{"GET /v1/organizations/{organization_id}/invitations", invitationsWrite, 200, handle(s.listInvitations), "List the pending invitations"},                     // room:invitations
+		{"POST /v1/organizations/{organization_id}/invitations", invitationsWrite, 201, handle(s.createInvitation), "Invite an address, or renew its invitation"},     // room:invitations
+		{"DELETE /v1/organizations/{organization_id}/invitations/{invitation_id}", invitationsWrite, 204, handle(s.deleteInvitation), "Withdraw an invitation"},       // room:invitations
+		{"GET /v1/organizations/{organization_id}/audit-events", auditRead, 200, handle(s.listOrganizationAuditEvents), "List the organization's audit trail"},        // room:audit room:organizations
 
 		// Around the API
 		{"GET /.well-known/jwks.json", public, 200, handle(s.readJWKS), "The public keys of access tokens (RFC 7517)"},
-		{"GET /.well-known/oauth-authorization-server", public, 200, handle(s.readMetadata), "Authorization server metadata (RFC 8414)"},
-		{"GET /openapi.json", public, 200, handle(s.readOpenAPI), "This document"},
-		{"GET /docs", public, 200, handle(s.readDocs), "This document, to read and try"},
-		{"GET /docs/{file}", public, 200, handle(s.readDocsFile), "What the docs page is made of"},
+		{"GET /.well-known/oauth-authorization-server", public, 200, handle(s.readMetadata), "Authorization server metadata (RFC 8414)"}, // room:documents
+		{"GET /openapi.json", public, 200, handle(s.readOpenAPI), "This document"},                                                       // room:documents
+		{"GET /docs", public, 200, handle(s.readDocs), "This document, to read and try"},                                                 // room:documents
+		{"GET /docs/{file}", public, 200, handle(s.readDocsFile), "What the docs page is made of"},                                       // room:documents
 		{"GET /healthz", public, 200, handle(s.readHealth), "Whether the process is alive"},
 		{"GET /readyz", public, 200, handle(s.readReadiness), "Whether this replica takes requests"},
 	}

@@ -13,11 +13,11 @@ import (
 	"net/http"
 	"path"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jub0bs/cors"
 )
 
 // server is one replica. It holds no state that matters: everything is in PostgreSQL.
@@ -28,13 +28,13 @@ type server struct {
 	db        db
 	keys      *keyRing
 	passwords *passwords
-	metrics   *metrics
+	metrics   *metrics // room:metrics
 	ready     readiness
 	rules     map[string]rule
-	deliver   func(context.Context, message) error
-	newMail   chan struct{} // wakes this replica's sender
-	inFlight  chan struct{} // one for each request that is worked on
-	largeBody chan struct{} // one for each large body that is being read
+	deliver   func(context.Context, message) error // room:mail
+	newMail   chan struct{}                        // wakes this replica's sender // room:mail
+	inFlight  chan struct{}                        // one for each request that is worked on
+	largeBody chan struct{}                        // one for each large body that is being read
 	mux       *http.ServeMux
 	draining  atomic.Bool
 }
@@ -54,11 +54,13 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 	}
 	s := &server{
 		cfg: cfg, log: log, pool: pool, db: db{q: pool}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength, currentParams),
-		newMail: make(chan struct{}, 1), inFlight: make(chan struct{}, maxInFlight),
+		inFlight:  make(chan struct{}, maxInFlight),
+		newMail:   make(chan struct{}, 1), // room:mail
 		largeBody: make(chan struct{}, maxLargeBodies), mux: http.NewServeMux(),
 	}
-	s.rules, s.metrics = newRules(s.passwords), newMetrics(s)
-	if cfg.smtp != nil {
+	s.rules = newRules(s.passwords)
+	s.metrics = newMetrics(s) // room:metrics
+	if cfg.smtp != nil {      // room:mail
 		s.deliver = cfg.smtp.deliver
 	}
 	for _, rt := range s.routes() {
@@ -67,9 +69,13 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 	return s, nil
 }
 
-// handler is the middleware chain, outermost first.
+// handler is the middleware chain, innermost first.
 func (s *server) handler() http.Handler {
-	return s.observe(s.recoverPanics(s.shed(s.cors(s.route()))))
+	h := s.route()
+	h = s.cors(h) // room:cors
+	h = s.shed(h)
+	h = s.recoverPanics(h)
+	return s.observe(h)
 }
 
 // response notes what the access log needs and carries the request id.
@@ -130,7 +136,7 @@ func (s *server) observe(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 		took := time.Since(start)
-		s.metrics.observe(r, w.status, took)
+		s.metrics.observe(r, w.status, took) // room:metrics
 		s.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
 			slog.String("method", r.Method), slog.String("route", r.Pattern), slog.Int("status", w.status),
 			slog.Float64("ms", float64(took.Microseconds())/1000), slog.Int("bytes", w.bytes),
@@ -222,29 +228,6 @@ func (s *server) readAhead(r *http.Request) error {
 	return err
 }
 
-// cors allows exactly the origins of CORS_ORIGINS, without credentials: tokens travel in a header (R07).
-func (s *server) cors(next http.Handler) http.Handler {
-	middleware, err := newCORS(s.cfg.CORSOrigins)
-	if err != nil || middleware == nil { // the configuration was checked: no error comes this far
-		return next
-	}
-	return middleware.Wrap(next)
-}
-
-// newCORS returns nil when no origin is allowed.
-func newCORS(origins []string) (*cors.Middleware, error) {
-	if len(origins) == 0 {
-		return nil, nil
-	}
-	return cors.NewMiddleware(cors.Config{
-		Origins:         origins,
-		Methods:         []string{"GET", "POST", "PUT", "PATCH", "DELETE"},
-		RequestHeaders:  []string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id"},
-		ResponseHeaders: []string{"ETag", "Link", "Retry-After", "X-Request-Id", "WWW-Authenticate"},
-		MaxAgeInSeconds: 600,
-	})
-}
-
 // route hands the request to its row of the route table. ServeMux would redirect unclean paths; an API never
 // redirects, so they are unknown here (R08). Its plain-text 404 and 405 become problems.
 func (s *server) route() http.Handler {
@@ -331,6 +314,14 @@ func (s *server) listenAndServe(ctx context.Context, listener net.Listener) erro
 		s.log.Warn("stopping although not everything has ended")
 	}
 	return err
+}
+
+// startWorkers starts what runs beside the requests; the group is done when ctx has ended and they have stopped.
+func (s *server) startWorkers(ctx context.Context) *sync.WaitGroup {
+	var workers sync.WaitGroup
+	s.startSenders(ctx, &workers)                // room:mail
+	workers.Go(func() { s.pruneRegularly(ctx) }) // room:prune
+	return &workers
 }
 
 // within waits for f, but no longer than d; it says whether f has returned.

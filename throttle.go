@@ -1,3 +1,11 @@
+// room:throttling
+
+// Throttling: how often something may happen. A team without it needs a proxy that limits calls, and trusts that nobody
+// guesses passwords or mails strangers without end.
+//
+// What ties it to the house is what `grep -n room:throttling *.go` finds: a check before each call and before a password
+// is verified, a count of what was wrong, and the caps of mails. To take it out, delete this file and those lines.
+
 package main
 
 import (
@@ -7,6 +15,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -19,7 +28,8 @@ type limit struct {
 	name   string
 	count  int
 	window time.Duration
-	of     func(caller) string // whom a call of a route counts against; nil: the code below says
+	of     func(caller) string // whom it counts against; nil: the code that counts says
+	calls  []string            // operations that count, whatever comes of them
 }
 
 // The names of the limits, as LIMITS, the metrics and the audit trail have them.
@@ -53,22 +63,22 @@ const (
 // refreshes and tokens are counted when they are wrong. Live sessions, refresh and reset go on for an account whose
 // password somebody else is guessing (R41).
 var limitTable = []limit{
-	{failures, 100, time.Hour, nil},                 // wrong passwords of an account, from everywhere
-	{failuresNetwork, 10, 15 * time.Minute, nil},    // wrong passwords of an account, from one network
-	{credentials, 30, 5 * time.Minute, eachNetwork}, // wrong passwords, forged refresh tokens, dead links of one network
-	{credentialsSite, 120, 5 * time.Minute, eachSite},
-	{strangers, 100, 5 * time.Minute, eachNetwork}, // calls that mail strangers, or hash for them
-	{strangersSite, 400, 5 * time.Minute, eachSite},
-	{mailsMinute, 1, time.Minute, nil},         // mails of a kind to an address, left out silently
-	{mailsHour, 5, time.Hour, nil},             // the same
-	{invitationMails, 5, time.Hour, nil},       // of an organization to an address
-	{invitationsAddress, 20, time.Hour, nil},   // of all organizations to an address
-	{invitationsOrg, 200, 24 * time.Hour, nil}, // of an organization
-	{invitationsUser, 200, 24 * time.Hour, eachUser},
-	{changes, 1000, time.Hour, eachUser}, // whatever a signed-in user writes: each is a line of the audit trail
-	{foundings, 500, 24 * time.Hour, eachUser},
-	{emailChanges, 10, time.Hour, eachUser},
-	{exports, 10, time.Hour, eachUser},
+	{failures, 100, time.Hour, nil, nil},                 // wrong passwords of an account, from everywhere
+	{failuresNetwork, 10, 15 * time.Minute, nil, nil},    // wrong passwords of an account, from one network
+	{credentials, 30, 5 * time.Minute, eachNetwork, nil}, // wrong passwords, forged refresh tokens, dead links of one network
+	{credentialsSite, 120, 5 * time.Minute, eachSite, nil},
+	{strangers, 100, 5 * time.Minute, eachNetwork, []string{"register", "registerUnverified", "forgotPassword"}}, // calls that mail strangers, or hash for them
+	{strangersSite, 400, 5 * time.Minute, eachSite, []string{"register", "registerUnverified", "forgotPassword"}},
+	{mailsMinute, 1, time.Minute, nil, nil},         // mails of a kind to an address, left out silently
+	{mailsHour, 5, time.Hour, nil, nil},             // the same
+	{invitationMails, 5, time.Hour, nil, nil},       // of an organization to an address
+	{invitationsAddress, 20, time.Hour, nil, nil},   // of all organizations to an address
+	{invitationsOrg, 200, 24 * time.Hour, nil, nil}, // of an organization
+	{invitationsUser, 200, 24 * time.Hour, eachUser, []string{"createInvitation"}},
+	{changes, 1000, time.Hour, eachUser, nil}, // whatever a signed-in user writes: each is a line of the audit trail
+	{foundings, 500, 24 * time.Hour, eachUser, []string{"createOrganization"}},
+	{emailChanges, 10, time.Hour, eachUser, []string{"changeEmail"}},
+	{exports, 10, time.Hour, eachUser, []string{"exportMe"}},
 }
 
 // parseLimits returns the table by name, changed by LIMITS: name=count/window, comma-separated.
@@ -150,6 +160,22 @@ func hashed(address string) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
+// limitCall counts a call of an operation against the limits that name it, and what a signed-in user writes against
+// theirs (R102).
+func (s *server) limitCall(ctx context.Context, c caller, r *http.Request, operation string) error {
+	return s.limitCalls(ctx, c, limitsOf(operation, c.user.ID != "" && r.Method != http.MethodGet && r.Method != http.MethodHead)...)
+}
+
+// limitsOf names the limits that a call of an operation counts against.
+func limitsOf(operation string, writesSignedIn bool) (names []string) {
+	for _, l := range limitTable {
+		if slices.Contains(l.calls, operation) || l.name == changes && writesSignedIn {
+			names = append(names, l.name)
+		}
+	}
+	return names
+}
+
 // limitCalls counts a call against each of the named limits, and refuses it when one is above.
 func (s *server) limitCalls(ctx context.Context, c caller, names ...string) error {
 	above, err := s.count(ctx, s.db, s.countersOf(c, names...))
@@ -160,7 +186,7 @@ func (s *server) limitCalls(ctx context.Context, c caller, names ...string) erro
 	for _, now := range above {
 		refusal = s.tooMany(refusal, now)
 		if now.Count == now.limit.count+1 {
-			if err := s.auditLimit(ctx, c, now.limit); err != nil {
+			if err := s.auditLimit(ctx, c, now.limit); err != nil { // room:audit
 				return err
 			}
 		}
@@ -184,19 +210,25 @@ func (s *server) count(ctx context.Context, tx db, counters []counter) (above []
 }
 
 // auditLimit notes once a window that a limit was reached: there may be many refusals, and they change nothing.
-func (s *server) auditLimit(ctx context.Context, c caller, l limit) error {
+func (s *server) auditLimit(ctx context.Context, c caller, l limit) error { // room:audit
 	return s.db.record(ctx, c, auditEntry{action: "limit.reached", detail: map[string]any{"limit": l.name}}, nil)
 }
 
 // tooMany is the refusal of a counter, or the one before if that takes longer.
 func (s *server) tooMany(before error, now throttleCount) error {
-	s.metrics.throttled.WithLabelValues(now.limit.name).Inc()
+	s.metrics.throttled.WithLabelValues(now.limit.name).Inc() // room:metrics
 	if known, ok := errors.AsType[*apiError](before); ok && known.RetryAfter > now.Rest {
 		return before
 	}
 	e := *errTooManyAttempts
 	e.RetryAfter = now.Rest
 	return &e
+}
+
+// mailboxFull counts a mail, and says whether the address has had enough of its kind.
+func (s *server) mailboxFull(ctx context.Context, tx db, m newMail) (bool, error) { // room:mail
+	above, err := s.count(ctx, tx, []counter{s.counter(mailsMinute, m.kind, hashed(m.to)), s.counter(mailsHour, m.kind, hashed(m.to))})
+	return len(above) > 0, err
 }
 
 // attempt reserves a place under every counter for a guess that is about to be made, and returns verdict, which must
@@ -245,23 +277,17 @@ func (s *server) settle(ctx context.Context, c caller, counters []counter, wrong
 	counts, err := s.db.settleThrottles(ctx, counters, wrong)
 	for _, now := range counts {
 		if wrong && now.Count == now.limit.count {
-			err = cmp.Or(err, s.auditLimit(ctx, c, now.limit))
+			err = cmp.Or(err, s.auditLimit(ctx, c, now.limit)) // room:audit
 		}
 	}
 	return err
 }
 
-// checkPassword verifies a password of an account, which need not exist (R38).
-func (s *server) checkPassword(ctx context.Context, c caller, email, hash, password string) (ok, weak bool, err error) {
+// guess is an attempt at the password of an account, which need not exist (R38).
+func (s *server) guess(ctx context.Context, c caller, email string) (verdict func(wrong bool) error, err error) {
 	account := hashed(email)
-	verdict, err := s.attempt(ctx, c, append(s.countersOf(c, credentials, credentialsSite),
+	return s.attempt(ctx, c, append(s.countersOf(c, credentials, credentialsSite),
 		s.counter(failures, account), s.counter(failuresNetwork, account, networkOf(c.ip))))
-	if err != nil {
-		return false, false, err
-	}
-	ok, weak, err = s.passwords.verify(ctx, hash, password)
-	wrong := err == nil && !ok // without a verdict nothing was guessed
-	return ok, weak, cmp.Or(err, verdict(wrong))
 }
 
 // throttleCount is a counter after it was raised.
