@@ -14,6 +14,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,34 +30,34 @@ type config struct {
 	AppURL            string         `env:"APP_URL"`
 	ListenAddr        string         `env:"LISTEN_ADDR, default=:8080"`
 	OpsAddr           string         `env:"OPS_ADDR, default=127.0.0.1:9090"` // room:metrics
-	DBMaxConns        int32          `env:"DB_MAX_CONNS, default=16"`
-	AccessTokenTTL    time.Duration  `env:"ACCESS_TOKEN_TTL, default=15m"`
-	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h"`
-	RefreshMaxTTL     time.Duration  `env:"REFRESH_MAX_TTL, default=2160h"`
-	RefreshGrace      time.Duration  `env:"REFRESH_GRACE, default=30s"`
+	DBMaxConns        int32          `env:"DB_MAX_CONNS, default=16" range:"1..1000"`
+	AccessTokenTTL    time.Duration  `env:"ACCESS_TOKEN_TTL, default=15m" range:"1s..1h"`
+	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h" range:"1s..87600h"`
+	RefreshMaxTTL     time.Duration  `env:"REFRESH_MAX_TTL, default=2160h" range:"1s..87600h"`
+	RefreshGrace      time.Duration  `env:"REFRESH_GRACE, default=30s" range:"0s..5m"`
 	SignupEnabled     bool           `env:"SIGNUP_ENABLED, default=true"`
 	EmailVerification bool           `env:"EMAIL_VERIFICATION, default=true"`
 	CORSOrigins       []string       `env:"CORS_ORIGINS"` // room:cors
 	TrustedProxies    []netip.Prefix `env:"TRUSTED_PROXIES"`
-	PasswordMinLength int            `env:"PASSWORD_MIN_LENGTH, default=12"`
-	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h"`        // room:mailflows
-	ResetTTL          time.Duration  `env:"RESET_TTL, default=1h"`          // room:mailflows
-	InvitationTTL     time.Duration  `env:"INVITATION_TTL, default=168h"`   // room:invitations
-	AuditRetention    time.Duration  `env:"AUDIT_RETENTION, default=8760h"` // room:audit
-	MailFrom          string         `env:"MAIL_FROM"`                      // room:mail
-	SMTPURL           string         `env:"SMTP_URL"`                       // room:mail
-	Throttle          string         `env:"THROTTLE, default=on"`           // room:throttling
-	Limits            string         `env:"LIMITS"`                         // room:throttling
-	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s"`
+	PasswordMinLength int            `env:"PASSWORD_MIN_LENGTH, default=12" range:"8..64"`
+	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h" range:"1s..720h"`            // room:mailflows
+	ResetTTL          time.Duration  `env:"RESET_TTL, default=1h" range:"1s..168h"`              // room:mailflows
+	InvitationTTL     time.Duration  `env:"INVITATION_TTL, default=168h" range:"1s..2160h"`      // room:invitations
+	AuditRetention    time.Duration  `env:"AUDIT_RETENTION, default=8760h" range:"24h..876000h"` // room:audit
+	MailFrom          string         `env:"MAIL_FROM"`                                           // room:mail
+	SMTPURL           string         `env:"SMTP_URL"`                                            // room:mail
+	Throttle          string         `env:"THROTTLE, default=on"`                                // room:throttling
+	Limits            string         `env:"LIMITS"`                                              // room:throttling
+	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s" range:"0s..1m"`
 	LogLevel          slog.Level     `env:"LOG_LEVEL, default=INFO"`
 	LogFormat         string         `env:"LOG_FORMAT, default=json"`
 
 	// secrets is SECRET_KEYS decoded; the first signs.
 	secrets [][]byte
-	// limits is the table of throttle.go with the numbers of LIMITS.
-	limits map[string]limit
-	// smtp is SMTP_URL; nil when it is not set.
-	smtp *smtpSender
+	// limits is limitTable with the numbers of LIMITS. // room:throttling
+	limits map[string]limit // room:throttling
+	// smtp is SMTP_URL; nil when it is not set. // room:mail
+	smtp *smtpSender // room:mail
 	// dev is set by the command, never by the environment: it allows plain HTTP and plain SMTP.
 	dev bool
 }
@@ -110,6 +111,32 @@ func readEnvironment(ctx context.Context, cfg *config, lookup envconfig.Lookuper
 	}
 }
 
+// checkRanges reads the range tags: least..most, of a duration or a number.
+func (cfg *config) checkRanges(p *problems) {
+	value := reflect.ValueOf(cfg).Elem()
+	for _, field := range reflect.VisibleFields(value.Type()) {
+		least, most, bounded := strings.Cut(field.Tag.Get("range"), "..")
+		if !bounded {
+			continue
+		}
+		if n := value.FieldByIndex(field.Index).Int(); n < boundOf(least) || n > boundOf(most) {
+			name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+			p.add(name, "must be between %s and %s", least, most)
+		}
+	}
+}
+
+func boundOf(s string) int64 {
+	if d, err := time.ParseDuration(s); err == nil {
+		return int64(d)
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		panic(err) // a tag above
+	}
+	return n
+}
+
 func formOf(t reflect.Type) string {
 	switch t {
 	case reflect.TypeFor[time.Duration]():
@@ -143,59 +170,28 @@ func (cfg *config) check(p *problems) {
 	} else if err := checkOrigin(cfg.AppURL, cfg.dev); err != nil {
 		p.add("APP_URL", "%v", err)
 	}
-	for name, addr := range map[string]string{"LISTEN_ADDR": cfg.ListenAddr, "OPS_ADDR": cfg.OpsAddr} {
-		_, port, err := net.SplitHostPort(addr)
-		if err == nil {
-			_, err = net.LookupPort("tcp", port)
-		}
-		if err != nil {
-			p.add(name, "is not host:port")
-		}
-	}
-	if cfg.DBMaxConns < 1 || cfg.DBMaxConns > 1000 {
-		p.add("DB_MAX_CONNS", "must be between 1 and 1000")
-	}
-	const year = 365 * 24 * time.Hour
-	for _, d := range []struct {
-		name            string
-		value, min, max time.Duration
-	}{
-		{"ACCESS_TOKEN_TTL", cfg.AccessTokenTTL, time.Second, time.Hour},
-		{"REFRESH_IDLE_TTL", cfg.RefreshIdleTTL, time.Second, 10 * year},
-		{"REFRESH_MAX_TTL", cfg.RefreshMaxTTL, time.Second, 10 * year},
-		{"REFRESH_GRACE", cfg.RefreshGrace, 0, 5 * time.Minute},
-		{"VERIFY_TTL", cfg.VerifyTTL, time.Second, 30 * 24 * time.Hour},
-		{"RESET_TTL", cfg.ResetTTL, time.Second, 7 * 24 * time.Hour},
-		{"INVITATION_TTL", cfg.InvitationTTL, time.Second, 90 * 24 * time.Hour},
-		{"AUDIT_RETENTION", cfg.AuditRetention, 24 * time.Hour, 100 * year},
-		{"DRAIN_DELAY", cfg.DrainDelay, 0, time.Minute},
-	} {
-		if d.value < d.min || d.value > d.max {
-			p.add(d.name, "must be between %v and %v", d.min, d.max)
-		}
-	}
-	if _, err := newCORS(cfg.CORSOrigins); err != nil || strings.Contains(strings.Join(cfg.CORSOrigins, ""), "*") {
+	checkAddr(p, "LISTEN_ADDR", cfg.ListenAddr)
+	checkAddr(p, "OPS_ADDR", cfg.OpsAddr) // room:metrics
+	cfg.checkRanges(p)
+	if _, err := newCORS(cfg.CORSOrigins); err != nil || strings.Contains(strings.Join(cfg.CORSOrigins, ""), "*") { // room:cors
 		p.add("CORS_ORIGINS", "is not a list of origins such as https://app.example.com")
 	}
 	if slices.ContainsFunc(cfg.TrustedProxies, func(n netip.Prefix) bool { return n.Bits() == 0 }) {
 		p.add("TRUSTED_PROXIES", "must not be everybody: clients would choose their own address")
 	}
-	if cfg.PasswordMinLength < 8 || cfg.PasswordMinLength > 64 {
-		p.add("PASSWORD_MIN_LENGTH", "must be between 8 and 64")
-	}
-	if cfg.Throttle != "on" && cfg.Throttle != "off" {
+	if cfg.Throttle != "on" && cfg.Throttle != "off" { // room:throttling
 		p.add("THROTTLE", "must be on or off")
 	}
-	if cfg.limits, err = parseLimits(cfg.Limits); err != nil {
+	if cfg.limits, err = parseLimits(cfg.Limits); err != nil { // room:throttling
 		p.add("LIMITS", "%v", err)
 	}
 	if cfg.LogFormat != "json" && cfg.LogFormat != "text" {
 		p.add("LOG_FORMAT", "must be json or text")
 	}
-	cfg.checkMail(p)
+	cfg.checkMail(p) // room:mail
 }
 
-func (cfg *config) checkMail(p *problems) {
+func (cfg *config) checkMail(p *problems) { // room:mail
 	needed := cfg.SMTPURL != "" || cfg.EmailVerification && !cfg.dev
 	if needed && cfg.SMTPURL == "" {
 		p.add("SMTP_URL", "is required: smtp://user:password@host:587 (or EMAIL_VERIFICATION=false)")
@@ -208,6 +204,16 @@ func (cfg *config) checkMail(p *problems) {
 		if cfg.smtp, err = newSMTPSender(cfg.SMTPURL, cfg.MailFrom, cfg.dev); err != nil {
 			p.add("SMTP_URL", "%v", err)
 		}
+	}
+}
+
+func checkAddr(p *problems, name, addr string) {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		p.add(name, "is not host:port")
 	}
 }
 

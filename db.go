@@ -26,7 +26,7 @@ type querier interface {
 // db is where the SQL lives: one method a statement, in the files db_*.go.
 type db struct {
 	q     querier
-	trail *trail // of a transaction
+	trail *trail // of a transaction // room:audit
 }
 
 // inTx runs fn in a transaction, which commits when fn returns nil. What must survive a refusal is committed before
@@ -36,8 +36,11 @@ type db struct {
 func (d db) inTx(ctx context.Context, fn func(tx db) error) error {
 	for attempt := 1; ; attempt++ {
 		err := pgx.BeginFunc(ctx, d.q, func(tx pgx.Tx) error {
-			run := db{q: tx, trail: &trail{}}
-			return run.writeTrail(ctx, fn(run))
+			run := db{q: tx}
+			run.trail = &trail{} // room:audit
+			err := fn(run)
+			err = run.writeTrail(ctx, err) // room:audit
+			return err
 		})
 		if stale := d.stalePlan(err); attempt == 3 || !stale && !retryable(err) {
 			return err

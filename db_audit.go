@@ -98,8 +98,8 @@ type export struct {
 	User        user             `json:"user"`
 	HasPassword bool             `json:"has_password"`
 	Sessions    []session        `json:"sessions"`
-	Memberships []userMembership `json:"memberships"`
-	Invitations []invitation     `json:"invitations"`
+	Memberships []userMembership `json:"memberships"` // room:organizations
+	Invitations []invitation     `json:"invitations"` // room:invitations
 	Mails       []exportedMail   `json:"mails"`
 	AuditEvents []auditEvent     `json:"audit_events"`
 }
@@ -131,12 +131,10 @@ func (d db) exportUser(ctx context.Context, u user, current string) (e export, e
 		if e.Sessions, err = tx.sessionsByUser(ctx, u.ID, current, everything); err != nil {
 			return err
 		}
-		if e.Memberships, err = tx.membershipsByUser(ctx, u.ID, everything); err != nil {
+		if e.Memberships, err = tx.membershipsByUser(ctx, u.ID, everything); err != nil { // room:organizations
 			return err
 		}
-		if e.Invitations, err = many[invitation](ctx, tx, `
-			select id, email, role, invited_by, created_at, expires_at from invitations
-			where email = $1 and $3 or invited_by = $2 order by id desc`, u.Email, u.ID, u.EmailVerified); err != nil {
+		if e.Invitations, err = tx.invitationsOf(ctx, u); err != nil { // room:invitations
 			return err
 		}
 		if e.Mails, err = many[exportedMail](ctx, tx, `

@@ -101,3 +101,10 @@ func (d db) deleteInvitationsTo(ctx context.Context, email string) error {
 func (d db) updateVerified(ctx context.Context, id string) error {
 	return d.exec(ctx, `update users set email_verified = true where id = $1 and not email_verified`, id)
 }
+
+// invitationsOf lists those by a user, and those to the address if the user proved it (R105).
+func (d db) invitationsOf(ctx context.Context, u user) ([]invitation, error) {
+	return many[invitation](ctx, d, `
+		select id, email, role, invited_by, created_at, expires_at from invitations
+		where email = $1 and $3 or invited_by = $2 order by id desc`, u.Email, u.ID, u.EmailVerified)
+}

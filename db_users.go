@@ -54,13 +54,21 @@ func (d db) userByID(ctx context.Context, id string) (user, error) {
 		select `+userColumns+` from users u where id = $1`, id)
 }
 
+// userChange is what may be changed of a user; nil leaves it as it is.
+type userChange struct {
+	name     *string
+	role     *string
+	disabled *bool
+	allowed  versions
+}
+
 // updateUser changes what is given; pgx.ErrNoRows when the version is not one of those allowed.
-func (d db) updateUser(ctx context.Context, in updateUserInput) (user, error) {
+func (d db) updateUser(ctx context.Context, id string, change userChange) (user, error) {
 	return one[user](ctx, d, `
 		update users u set name = coalesce($2, name), role = coalesce($3, role), disabled = coalesce($4, disabled)
 		where id = $1 and ($5::timestamptz[] is null or updated_at = any($5))
 		returning `+userColumns,
-		in.UserID, in.Name, in.Role, in.Disabled, in.IfMatch)
+		id, change.name, change.role, change.disabled, change.allowed)
 }
 
 // updatePasswordHash replaces old by new; pgx.ErrNoRows when old is not the password any more.

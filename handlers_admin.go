@@ -111,7 +111,7 @@ func (s *server) updateUser(ctx context.Context, c caller, in updateUserInput) (
 		if in.Role != nil && *in.Role == "admin" && before.Role != "admin" && !c.recent() {
 			return errRecentSignIn
 		}
-		if u, err = tx.updateUser(ctx, in); err != nil {
+		if u, err = tx.updateUser(ctx, in.UserID, userChange{in.Name, in.Role, in.Disabled, in.IfMatch}); err != nil {
 			return orElse(err, errStale)
 		}
 		if u.Disabled && !before.Disabled {

@@ -38,14 +38,14 @@ func (s *server) listAuditEvents(ctx context.Context, _ caller, in listAuditEven
 	return newPage(rows, in.Limit, func(e auditEvent) string { return e.ID }), err
 }
 
-type listOrganizationAuditEventsInput struct {
+type listOrganizationAuditEventsInput struct { // room:organizations
 	organizationInput
 	pageInput
 	ActorID *string `query:"actor_id" is:"uuid"`
 	Action  *string `query:"action" is:"action"`
 }
 
-func (s *server) listOrganizationAuditEvents(ctx context.Context, c caller, in listOrganizationAuditEventsInput) (page[auditEvent], error) {
+func (s *server) listOrganizationAuditEvents(ctx context.Context, c caller, in listOrganizationAuditEventsInput) (page[auditEvent], error) { // room:organizations
 	return s.listAuditEvents(ctx, c, listAuditEventsInput{in.pageInput, in.ActorID, &in.OrganizationID, in.Action})
 }
 

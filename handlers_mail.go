@@ -11,10 +11,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"net/netip"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // A token is consumed in the transaction that it authorises, and only there: a password that is refused consumes nothing.
@@ -101,15 +98,6 @@ func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput)
 		return tokens{}, err
 	}
 	return s.issue(session)
-}
-
-// deadLink is the answer to a mail token that was not found.
-func (s *server) deadLink(ctx context.Context, c caller, err error) error {
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = errBadMailToken
-		err = s.wrong(ctx, c, err) // room:throttling
-	}
-	return err
 }
 
 type forgotPasswordInput struct {

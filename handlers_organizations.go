@@ -238,14 +238,14 @@ func (s *server) listMemberships(ctx context.Context, _ caller, in listMembershi
 	return newPage(rows, in.Limit, func(m membership) string { return m.ID }), err
 }
 
-type createMembershipInput struct {
+type createMembershipInput struct { // room:administration
 	organizationInput
 	UserID string `json:"user_id" is:"uuid"`
 	Role   string `json:"role" is:"organization_role"`
 }
 
 // createMembership is for platform admins, who need no role in the organization.
-func (s *server) createMembership(ctx context.Context, c caller, in createMembershipInput) (m membership, err error) {
+func (s *server) createMembership(ctx context.Context, c caller, in createMembershipInput) (m membership, err error) { // room:administration
 	err = s.asAdmin(ctx, c, func(tx db) error {
 		if err := tx.lockOrganization(ctx, in.OrganizationID); err != nil {
 			return orElse(err, errNotFound)

@@ -15,8 +15,7 @@ type updateMeInput struct {
 
 func (s *server) updateMe(ctx context.Context, c caller, in updateMeInput) (u user, err error) {
 	err = s.db.inTx(ctx, func(tx db) error {
-		change := updateUserInput{userInput: userInput{c.user.ID}, IfMatch: in.IfMatch, Name: &in.Name}
-		if u, err = tx.updateUser(ctx, change); err != nil {
+		if u, err = tx.updateUser(ctx, c.user.ID, userChange{name: &in.Name, allowed: in.IfMatch}); err != nil {
 			return orElse(err, errStale)
 		}
 		tx.audit(c, auditEntry{action: "user.updated", subject: u.ID}) // room:audit

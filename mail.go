@@ -167,6 +167,15 @@ const (
 	mailMaxAge  = 3 * 24 * time.Hour // then a mail is given up
 )
 
+// deadLink is the answer to a mail token that was not found.
+func (s *server) deadLink(ctx context.Context, c caller, err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = errBadMailToken
+		err = s.wrong(ctx, c, err) // room:throttling
+	}
+	return err
+}
+
 // mail puts a mail into the outbox, in the transaction that causes it, unless the address has had enough of its kind: then
 // it is left out silently (R42).
 func (s *server) mail(ctx context.Context, tx db, m newMail) error {

@@ -29,8 +29,8 @@ const (
 
 // prune deletes what is over in small batches, each a transaction of its own, so that no lock is held for long. Of all
 // replicas one does it at a time. A step that fails stops none after it. It returns how many rows went.
-func (d db) prune(ctx context.Context, auditRetention time.Duration) (deleted int64, err error) {
-	week, retained := time.Now().Add(-7*24*time.Hour), time.Now().Add(-auditRetention)
+func (d db) prune(ctx context.Context, cfg config) (deleted int64, err error) {
+	week := time.Now().Add(-7 * 24 * time.Hour)
 	for _, q := range []struct {
 		sql  string
 		args []any
@@ -45,7 +45,7 @@ func (d db) prune(ctx context.Context, auditRetention time.Duration) (deleted in
 		{`delete from throttles where ends_at < now() and key in (select key from throttles where ends_at < now() limit $1)`, nil},
 		// Sent and failed mails stay for a look. Their ids, as those of events, are in the order of time.
 		{`delete from mails where id in (select id from mails where id < $2 order by id limit $1)`, []any{firstID(week)}},
-		{`delete from audit_events where id in (select id from audit_events where id < $2 order by id limit $1)`, []any{firstID(retained)}},
+		{`delete from audit_events where id in (select id from audit_events where id < $2 order by id limit $1)`, []any{firstID(time.Now().Add(-cfg.AuditRetention))}}, // room:audit
 	} {
 		err = errors.Join(err, d.inBatches(ctx, func(tx db) (more bool, err error) {
 			tag, err := tx.q.Exec(ctx, q.sql, append([]any{pruneBatch}, q.args...)...)
@@ -108,7 +108,7 @@ func (s *server) pruneRegularly(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		deleted, err := s.db.prune(ctx, s.cfg.AuditRetention)
+		deleted, err := s.db.prune(ctx, s.cfg)
 		if err != nil && ctx.Err() == nil {
 			s.log.Error("pruning", "cause", err.Error())
 		} else if deleted > 0 {
@@ -124,7 +124,7 @@ func runPrune(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 		return err
 	}
 	defer s.pool.Close()
-	deleted, err := s.db.prune(ctx, s.cfg.AuditRetention)
+	deleted, err := s.db.prune(ctx, s.cfg)
 	fmt.Fprintf(stdout, "%d rows deleted\n", deleted)
 	return err
 }
