@@ -263,7 +263,7 @@ func (s *server) giveUp(ctx context.Context, m mailRow) error {
 	s.metrics.mails.WithLabelValues("failed").Inc()
 	return s.db.inTx(ctx, func(tx db) error {
 		return inOrder(tx.updateMailFailed(ctx, m.ID),
-			tx.audit(ctx, caller{}, "mail.failed", nil, m.UserID, map[string]any{"kind": m.Kind, "attempts": m.Attempts}))
+			tx.audit(ctx, caller{}, "mail.failed", nil, m.Subject, map[string]any{"kind": m.Kind, "attempts": m.Attempts}))
 	})
 }
 
