@@ -10,7 +10,7 @@ import (
 // mailRow is one row of the outbox.
 type mailRow struct {
 	ID        string
-	UserID    *string
+	Subject   *string // whom it is for: an account or a registration
 	Kind      string
 	Recipient string
 	Attempts  int
@@ -52,7 +52,7 @@ func (d db) leaseMail(ctx context.Context, lease time.Duration) (mailRow, error)
 		where id = (
 			select id from mails where sent_at is null and failed_at is null and next_attempt_at <= now()
 			order by next_attempt_at limit 1 for update skip locked)
-		returning id, user_id, kind, recipient, attempts, now() - created_at as age`, lease)
+		returning id, coalesce(user_id, registration_id) as subject, kind, recipient, attempts, now() - created_at as age`, lease)
 }
 
 func (d db) updateMailSent(ctx context.Context, id string) error {

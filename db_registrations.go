@@ -44,11 +44,12 @@ func (d db) deleteRegistration(ctx context.Context, tokenHash []byte, passwordHa
 }
 
 // updateRegistrationToken makes hash the one live token of the registration that a mail is for, for ttl from now;
-// pgx.ErrNoRows when the registration is gone.
+// pgx.ErrNoRows when the registration is gone, or was begun anew since the mail was asked for.
 func (d db) updateRegistrationToken(ctx context.Context, hash []byte, mailID string, ttl time.Duration) error {
 	return d.execOne(ctx, `
 		update registrations r set token_hash = $1, expires_at = now() + $3::interval
-		from mails m where m.id = $2 and r.id = m.registration_id`, hash, mailID, ttl)
+		from mails m where m.id = $2 and r.id = m.registration_id and not exists (
+			select from mails newer where newer.registration_id = r.id and newer.created_at > m.created_at)`, hash, mailID, ttl)
 }
 
 // insertResetToken is upsertMailToken for a token that goes to the operator instead of a mailbox.

@@ -100,8 +100,8 @@ func TestBadBodies(t *testing.T) {
 	if a := s.post("/v1/auth/register", "", "{"+many.String()+ok[1:]).want(400, "malformed_request"); len(a.fields()) != maxParameters {
 		t.Errorf("%d members are named", len(a.fields()))
 	}
-	if n := scalar[int](s, "select count(*) from users"); n != 1 {
-		t.Errorf("%d users", n)
+	if n := scalar[int](s, "select count(*) from registrations"); n != 1 {
+		t.Errorf("%d registrations", n)
 	}
 }
 

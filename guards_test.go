@@ -192,7 +192,7 @@ func TestIfMatchTogether(t *testing.T) {
 		won := together(20, func(i int) bool {
 			value := fmt.Sprint("n", i)
 			if tc.field == "role" {
-				value = "admin"
+				value = "admin" // from member: who comes second would change nothing, and is refused all the same
 			}
 			a, err := replicas[i%2].try(request{method: "PATCH", path: tc.path, token: tc.token,
 				body: jsonBody(tc.field, value), header: http.Header{"If-Match": {tc.tag}}})

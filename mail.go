@@ -295,7 +295,7 @@ func (s *server) sendNextMail(stopping context.Context) error {
 func (s *server) giveUp(ctx context.Context, m mailRow) error {
 	s.metrics.mails.WithLabelValues("failed").Inc() // room:metrics
 	return s.db.inTx(ctx, func(tx db) error {
-		tx.audit(caller{}, auditEntry{action: "mail.failed", subject: deref(m.UserID), detail: map[string]any{"kind": m.Kind, "attempts": m.Attempts}}) // room:audit
+		tx.audit(caller{}, auditEntry{action: "mail.failed", subject: deref(m.Subject), detail: map[string]any{"kind": m.Kind, "attempts": m.Attempts}}) // room:audit
 		return tx.updateMailFailed(ctx, m.ID)
 	})
 }

@@ -339,7 +339,6 @@ func TestSMTPDelivers(t *testing.T) {
 				t.Errorf("envelope: %+v", got)
 			}
 			m := parseMail(t, got.raw)
-			s.verify(m.token(t), testPassword).want(200, "")
 			id := scalar[string](s, "select id::text from mails")
 			for name, want := range map[string]string{
 				"Subject": "Confirm your address", "To": "<ada@example.com>", "Message-Id": "<" + id + "@127.0.0.1>",
@@ -360,6 +359,7 @@ func TestSMTPDelivers(t *testing.T) {
 			if got := s.mailState(); got != "sent 1" {
 				t.Error(got)
 			}
+			s.verify(m.token(t), testPassword).want(200, "")
 		})
 	}
 }
@@ -596,8 +596,8 @@ func TestMailGivesUp(t *testing.T) {
 	if err := s.sendNext(down); !errors.Is(err, pgx.ErrNoRows) {
 		t.Error("tried after it was given up:", err)
 	}
-	if n := scalar[int](s, `select count(*) from audit_events a join users u on u.id = a.subject_id
-		where a.action = 'mail.failed' and a.detail = '{"kind": "verify_email", "attempts": 3}'`); n != 1 {
+	if n := scalar[int](s, `select count(*) from audit_events a join registrations r on r.id = a.subject_id
+		where a.action = 'mail.failed' and a.detail = '{"kind": "registration", "attempts": 3}'`); n != 1 {
 		t.Errorf("the trail has %d events of it", n)
 	}
 }
@@ -626,7 +626,7 @@ func TestSMTPHangsNobodyWaits(t *testing.T) {
 		s.signInAs(m.email, testPassword).want(200, "")
 		s.get("/v1/users/me", m.token).want(200, "")
 	}
-	if n := scalar[int](s, "select count(*) from mails where user_id is not null and sent_at is null"); n != mailSenders+5 {
+	if n := scalar[int](s, "select count(*) from mails where registration_id is not null and sent_at is null"); n != mailSenders+5 {
 		t.Errorf("%d mails wait", n)
 	}
 	d.received(0)
@@ -643,7 +643,7 @@ func TestSMTPReplicasShare(t *testing.T) {
 	for i := range 40 {
 		email := fmt.Sprintf("user%d@example.com", i)
 		s.exec("insert into users (id, email, name) values ($1, $2, 'X')", newID(), email)
-		s.exec("insert into mails (id, user_id, kind, recipient) select $1, id, 'verify_email', email from users where email = $2", newID(), email)
+		s.exec("insert into mails (id, user_id, kind, recipient) select $1, id, $3, email from users where email = $2", newID(), email, mailSetPassword)
 		want = append(want, email)
 	}
 	for range 2 {
@@ -676,7 +676,7 @@ func TestSMTPRollbackSendsNothing(t *testing.T) {
 	if got := d.received(1)[0]; got.to[0] != "eve@example.com" {
 		t.Errorf("mail to %v", got.to)
 	}
-	if n := scalar[int](s, "select count(*) from users u full join mails m on m.user_id = u.id where coalesce(email, recipient) = 'ada@example.com'"); n != 0 {
+	if n := scalar[int](s, "select count(*) from registrations r full join mails m on m.registration_id = r.id where coalesce(email, recipient) = 'ada@example.com'"); n != 0 {
 		t.Errorf("%d rows are left of what was rolled back", n)
 	}
 }
