@@ -1,3 +1,5 @@
+// room:audit
+
 package main
 
 import (

@@ -1,3 +1,5 @@
+// room:mailflows
+
 package main
 
 import (

@@ -1,3 +1,5 @@
+// room:administration
+
 package main
 
 import (
@@ -5,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"reflect"
@@ -15,58 +16,6 @@ import (
 
 	"github.com/go-json-experiment/json"
 )
-
-func (s *testServer) patchAs(path, token string, body any, header ...http.Header) answer {
-	s.t.Helper()
-	return s.do(request{method: "PATCH", path: path, token: token, body: body, header: slices.Concat(header, []http.Header{nil})[0]})
-}
-
-func (s *testServer) deleteAs(path, token string, header ...http.Header) answer {
-	s.t.Helper()
-	return s.do(request{method: "DELETE", path: path, token: token, header: slices.Concat(header, []http.Header{nil})[0]})
-}
-
-// bareUser makes a user whom nobody signs in.
-func (s *testServer) bareUser(email, name, role string) user {
-	s.t.Helper()
-	u, err := s.db.insertUser(s.t.Context(), newUser{newID(), email, name, role, testPasswordHash(), true})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return u
-}
-
-// texts returns a member of every item of a list.
-func (a answer) texts(name string) (texts []string) {
-	a.t.Helper()
-	for _, item := range a.json()["items"].([]any) {
-		texts = append(texts, fmt.Sprint(item.(map[string]any)[name]))
-	}
-	return texts
-}
-
-// everyPage reads a list to its end, two at a time, and returns a member of every item.
-func (s *testServer) everyPage(path, token, name string) (all []string) {
-	s.t.Helper()
-	separator := "?"
-	if strings.HasSuffix(path, "?") {
-		separator = ""
-	} else if strings.Contains(path, "?") {
-		separator = "&"
-	}
-	for next, n := separator+"limit=2", 0; ; n++ {
-		a := s.get(path+next, token).want(200, "")
-		all = append(all, a.texts(name)...)
-		cursor, more := a.json()["next"].(string)
-		if more != strings.Contains(a.header.Get("Link"), `rel="next"`) || n > 100 {
-			s.t.Fatalf("page %d: next %q, Link %q", n, cursor, a.header.Get("Link"))
-		}
-		if !more {
-			return all
-		}
-		next = separator + "limit=2&after=" + cursor
-	}
-}
 
 // The list is newest first; q is the beginning of an address or any part of a name, and only itself (R21).
 func TestListUsers(t *testing.T) {
@@ -574,9 +523,6 @@ func TestAuditTrail(t *testing.T) {
 	}
 }
 
-// browser is a caller behind a proxy: an address and a browser.
-type browser struct{ ip, agent string }
-
 func (f browser) do(s *testServer, method, path, token string, body any) answer {
 	s.t.Helper()
 	return s.do(request{method: method, path: path, token: token, body: body, header: http.Header{"X-Forwarded-For": {f.ip}, "User-Agent": {f.agent}}})
@@ -690,8 +636,6 @@ func TestAccountAudit(t *testing.T) {
 		}
 	}
 }
-
-func behindProxy(c *config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} }
 
 // The export holds everything that is stored about the caller, no secret and nothing of anybody else.
 func TestExport(t *testing.T) {

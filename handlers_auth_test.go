@@ -22,12 +22,6 @@ func (s *testServer) register(email, password string, mails int) string {
 	return s.waitMail(email, mails).Token
 }
 
-// allowNextMail lets another mail of a kind go out before the minute is over.
-func (s *testServer) allowNextMail() {
-	s.t.Helper()
-	s.exec("update throttles set ends_at = now() where key like 'mails_minute %'")
-}
-
 // passTime brings the end of every window of a limit nearer.
 func (s *testServer) passTime(interval string) {
 	s.t.Helper()
@@ -109,26 +103,6 @@ func TestMailTokenHasOneWinner(t *testing.T) {
 	if won != 1 || scalar[int](s, "select count(*) from sessions") != 1 {
 		t.Errorf("%d uses of one token won", won)
 	}
-}
-
-// together calls f n times at once and returns how often it was true.
-func together(n int, f func(i int) bool) (yes int) {
-	var mu sync.Mutex
-	var group sync.WaitGroup
-	start := make(chan struct{})
-	for i := range n {
-		group.Go(func() {
-			<-start
-			if f(i) {
-				mu.Lock()
-				yes++
-				mu.Unlock()
-			}
-		})
-	}
-	close(start)
-	group.Wait()
-	return yes
 }
 
 // R61: expiry is in the statement.

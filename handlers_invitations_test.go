@@ -1,3 +1,5 @@
+// room:invitations
+
 package main
 
 import (

@@ -1,3 +1,5 @@
+// room:mailflows
+
 package main
 
 import (
@@ -7,104 +9,18 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// startMailServer is startTestServer with a delivery of the test's own. Without one nothing is sent until the test
-// calls sendDue or sendNext. stop ends the replica early.
-func startMailServer(t testing.TB, cfg config, deliver func(context.Context, message) error) (s *testServer, stop func()) {
-	t.Helper()
-	pool, err := openPool(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	logs := &lockedBuffer{}
-	replica, err := newServer(cfg, pool, slog.New(slog.NewJSONHandler(logs, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, benchmark := t.(*testing.B); !benchmark {
-		replica.passwords = newPasswords(cfg.PasswordMinLength, testCost)
-	}
-	replica.deliver = deliver
-	listener, err := net.Listen("tcp", cfg.ListenAddr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- replica.listenAndServe(ctx, listener) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error("shutting down:", err)
-		}
-	})
-	t.Cleanup(func() {
-		stop()
-		if strings.Contains(logs.String(), `"code":"internal"`) && !t.Failed() {
-			t.Errorf("a defect was logged:\n%s", logs)
-		}
-	})
-	return &testServer{server: replica, t: t, url: "http://" + listener.Addr().String(), logs: logs,
-		mail: newMailbox()}, stop
-}
-
-// newQuietServer is newTestServer without senders: mails wait in the outbox for sendDue. quietReplica adds one beside it.
-func newQuietServer(t testing.TB, options ...func(*config)) *testServer {
-	t.Helper()
-	cfg := testConfig(newTestDatabase(t))
-	for _, option := range options {
-		option(&cfg)
-	}
-	s, _ := startMailServer(t, cfg, nil)
-	return s
-}
-
-func (s *testServer) quietReplica() *testServer {
-	s.t.Helper()
-	other, _ := startMailServer(s.t, s.cfg, nil)
-	return other
-}
-
 // sendNext is one round of a sender: the mail that is due longest goes to deliver. pgx.ErrNoRows when none is due.
 func (s *testServer) sendNext(deliver func(context.Context, message) error) error {
 	s.deliver = deliver // a quiet server has no sender that would read it
 	return s.sendNextMail(s.t.Context())
-}
-
-// sendDue sends everything that is due into the mailbox, one mail after the other.
-func (s *testServer) sendDue() {
-	s.t.Helper()
-	for {
-		switch err := s.sendNext(s.mail.deliver); {
-		case errors.Is(err, pgx.ErrNoRows):
-			return
-		case err != nil:
-			s.t.Fatal(err)
-		}
-	}
-}
-
-// mailed returns what was delivered to an address, oldest first.
-func (s *testServer) mailed(to string) []message {
-	s.mail.mu.Lock()
-	defer s.mail.mu.Unlock()
-	var found []message
-	for _, m := range s.mail.sent {
-		if m.To == to {
-			found = append(found, m)
-		}
-	}
-	return found
 }
 
 // newestToken sends what is due and returns the newest token that was mailed to an address.
@@ -127,11 +43,6 @@ func (s *testServer) newestToken(to string) string {
 func (s *testServer) startRegistration(email, password string) {
 	s.t.Helper()
 	s.post("/v1/auth/register", "", map[string]string{"email": email, "password": password, "name": "Ada"}).want(202, "")
-}
-
-func (s *testServer) forgot(email string) answer {
-	s.t.Helper()
-	return s.post("/v1/auth/forgot-password", "", map[string]string{"email": email})
 }
 
 func (s *testServer) reset(token, password string) answer {
@@ -162,35 +73,6 @@ func (s *testServer) postLater(path string, body any) <-chan answer {
 		answered <- a
 	}()
 	return answered
-}
-
-// waitBlocked returns when n statements on this database wait for a lock.
-func (s *testServer) waitBlocked(n int) {
-	s.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		blocked := scalar[int](s, `
-			select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`)
-		if blocked >= n {
-			return
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("%d statements wait for a lock, want %d", blocked, n)
-		}
-	}
-}
-
-// holdLock runs a statement in a transaction that stays open until the test ends it.
-func (s *testServer) holdLock(sql string, args ...any) pgx.Tx {
-	s.t.Helper()
-	tx, err := s.pool.Begin(s.t.Context())
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
-	if _, err := tx.Exec(s.t.Context(), sql, args...); err != nil {
-		s.t.Fatal(err)
-	}
-	return tx
 }
 
 // R37: who asks about whom makes no difference that anybody can see; R67: a disabled account gets no mail.
@@ -979,17 +861,6 @@ func TestMailTokenIsNowhere(t *testing.T) {
 			}
 		}
 	}
-}
-
-// dump is every row of every table, as text.
-func (s *testServer) dump() string {
-	s.t.Helper()
-	var all strings.Builder
-	tables := scalar[[]string](s, "select array_agg(table_name::text) from information_schema.tables where table_schema = 'public'")
-	for _, table := range tables {
-		all.WriteString(scalar[string](s, "select coalesce(string_agg(t::text, E'\\n'), '') from "+pgx.Identifier{table}.Sanitize()+" t"))
-	}
-	return all.String()
 }
 
 // R82: the use of a token and a sender that is making another one for the same account take their locks in one order.

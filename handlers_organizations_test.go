@@ -1,3 +1,5 @@
+// room:organizations
+
 package main
 
 import (
@@ -9,26 +11,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
-
-// insertMember is newUser for tests that need many: account and session are rows, the token is signed here.
-func (s *testServer) insertMember(name, role string) member {
-	s.t.Helper()
-	m, session := member{id: newID(), email: name + "@example.com"}, newID()
-	s.exec(`
-		with u as (
-			insert into users (id, email, name, role, password_hash, email_verified) values ($1, $2, $3, $4, $5, true) returning id)
-		insert into sessions (id, user_id, confirmed, ip, expires_at) select $6, id, true, '192.0.2.1', now() + interval '1 day' from u`,
-		m.id, m.email, "Test "+name, role, testPasswordHash(), session)
-	return s.signed(m, session)
-}
 
 // signed gives a member the tokens of a session.
 func (s *testServer) signed(m member, session string) member {
@@ -41,37 +29,9 @@ func (s *testServer) signed(m member, session string) member {
 	return m
 }
 
-// team is an organization with a signed-in member of each role, and somebody outside.
-type team struct {
-	id, path                       string
-	owner, admin, member, outsider member
-}
-
-func (s *testServer) newTeam(slug string) team {
-	s.t.Helper()
-	o := team{id: newID(), owner: s.insertMember("owner."+slug, "user"), admin: s.insertMember("admin."+slug, "user"),
-		member: s.insertMember("member."+slug, "user"), outsider: s.insertMember("outsider."+slug, "user")}
-	o.path = "/v1/organizations/" + o.id
-	s.exec("insert into organizations (id, name, slug) values ($1, $2, $2)", o.id, slug)
-	for role, m := range o.roles() {
-		s.join(o.id, m, role)
-	}
-	return o
-}
-
-func (o team) roles() map[string]member {
-	return map[string]member{"owner": o.owner, "admin": o.admin, "member": o.member}
-}
-
 // to returns the request of a member to a path in the organization.
 func (o team) to(m member, method, path string, body any) request {
 	return request{method: method, path: o.path + path, token: m.token, body: body}
-}
-
-func (s *testServer) join(organization string, m member, role string) {
-	s.t.Helper()
-	s.exec(`insert into memberships (id, organization_id, user_id, role) values ($1, $2, $3, $4)
-		on conflict (organization_id, user_id) do update set role = excluded.role`, newID(), organization, m.id, role)
 }
 
 // roleIn is the role of a member as the database has it, empty for none.
@@ -79,8 +39,6 @@ func (s *testServer) roleIn(organization string, m member) string {
 	s.t.Helper()
 	return scalar[string](s, `select coalesce((select role from memberships where organization_id = $1 and user_id = $2), '')`, organization, m.id)
 }
-
-func role(r string) map[string]string { return map[string]string{"role": r} }
 
 // pages reads a list to its end and returns what of finds in every item.
 func (s *testServer) pages(path, token string, limit int, of func(item map[string]any) string) (all []string) {
@@ -778,78 +736,6 @@ func TestOrganizationRetries(t *testing.T) {
 // The tests of the guards against races arrange them instead of hoping for them: a change waits where it is decided
 // but not committed, until the one against it has been tried.
 
-// waitAtCommit makes every change that writes an audit event wait at its commit while hold has its action.
-func (s *testServer) waitAtCommit() {
-	s.t.Helper()
-	s.exec(`create function wait_at_commit() returns trigger language plpgsql as $$ begin
-		perform pg_advisory_xact_lock_shared(hashtext(new.action)); return null; end $$`)
-	s.exec(`create constraint trigger wait_at_commit after insert on audit_events deferrable initially deferred
-		for each row execute function wait_at_commit()`)
-}
-
-// hold keeps commits of an action waiting until it is released.
-func (s *testServer) hold(action string) (release func()) {
-	s.t.Helper()
-	return s.inTransaction(`select pg_advisory_xact_lock(hashtext('` + action + `'))`)
-}
-
-// inTransaction runs SQL on a connection of its own, and commits when it is released.
-func (s *testServer) inTransaction(sql string) (commit func()) {
-	s.t.Helper()
-	conn, err := pgx.Connect(s.t.Context(), s.cfg.DatabaseURL)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if _, err = conn.Exec(s.t.Context(), "begin; "+sql); err != nil {
-		s.t.Fatal(err)
-	}
-	return func() {
-		if _, err := conn.Exec(s.t.Context(), "commit"); err != nil {
-			s.t.Error(err)
-		}
-		conn.Close(s.t.Context())
-	}
-}
-
-// standoff sends requests, each when those before it have answered or wait for a lock; then it releases, and returns
-// the answers.
-func (s *testServer) standoff(release func(), requests ...request) []answer {
-	s.t.Helper()
-	answers := make([]answer, len(requests))
-	var answered atomic.Int32
-	var group sync.WaitGroup
-	others := s.waiting()
-	for i, q := range requests {
-		group.Go(func() {
-			defer answered.Add(1)
-			var err error
-			if answers[i], err = s.try(q); err != nil {
-				s.t.Error(err)
-			}
-		})
-		s.until(func() bool { return int(answered.Load())+s.waiting()-others > i })
-	}
-	release()
-	group.Wait()
-	return answers
-}
-
-// until waits for what must happen soon.
-func (s *testServer) until(happened func() bool) {
-	s.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !happened(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			s.t.Fatal("it did not happen")
-		}
-	}
-}
-
-// waiting is how many queries of this database wait for a lock.
-func (s *testServer) waiting() int {
-	s.t.Helper()
-	return scalar[int](s, "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
-}
-
 // ownerless lists the organizations without an active owner: R74 says none.
 func (s *testServer) ownerless() (slugs []string) {
 	s.t.Helper()
@@ -887,10 +773,6 @@ var ownerActions = []struct {
 	{"be deleted", "user.deleted", func(_ string, me, _, root member) request {
 		return request{method: "DELETE", path: "/v1/users/" + me.id, token: root.token}
 	}},
-}
-
-func deleteAccount(m member) request {
-	return request{method: "DELETE", path: "/v1/users/me", token: m.token}
 }
 
 // R73, R74: whatever two owners do to each other at once, whoever comes second is told what has become of them.

@@ -1,3 +1,5 @@
+// room:import
+
 package main
 
 import (
@@ -9,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -36,23 +37,6 @@ func (s *testServer) runImport(args ...string) (string, error) {
 	var out bytes.Buffer
 	err := runImport(s.t.Context(), args, envconfig.MapLookuper(map[string]string{"DATABASE_URL": s.cfg.DatabaseURL}), &out)
 	return out.String(), err
-}
-
-// runProgram runs a command as a process of its own until it ends, with this standard input.
-func runProgram(t *testing.T, env map[string]string, stdin string, args ...string) (out string, ok bool) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
-	cmd.Dir, cmd.Stdin = t.TempDir(), strings.NewReader(stdin)
-	cmd.Env = []string{"ROSTER_TEST_AS_PROGRAM=1"}
-	for name, value := range env {
-		cmd.Env = append(cmd.Env, name+"="+value)
-	}
-	b, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return string(b), err == nil
 }
 
 // importLine is a good line; edit changes it.
@@ -341,16 +325,6 @@ func TestImportKilled(t *testing.T) {
 	}
 	if got := scalar[string](s, "select count(*) || ' ' || count(distinct email) || ' ' || count(distinct name) from users"); got != "60000 60000 60000" {
 		t.Error("users, addresses, names:", got)
-	}
-}
-
-// waitForLock returns when a statement in the test's database waits for somebody else's lock.
-func (s *testServer) waitForLock() {
-	s.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); scalar[int](s, "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'") == 0; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			s.t.Fatal("nothing waits")
-		}
 	}
 }
 

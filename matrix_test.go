@@ -45,14 +45,6 @@ var matrixRoles = []struct{ name, role, elsewhere, change string }{
 	{name: "platform-admin", change: "update users set role = 'admin' where id = $1"},
 }
 
-func jsonBody(pairs ...string) map[string]string {
-	body := map[string]string{}
-	for i := 0; i < len(pairs); i += 2 {
-		body[pairs[i]] = pairs[i+1]
-	}
-	return body
-}
-
 // matrixRequests says how each route is called so that whoever may call it succeeds.
 var matrixRequests = map[string]func(c cell) request{
 	"POST /v1/auth/register": func(c cell) request {

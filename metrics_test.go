@@ -1,3 +1,5 @@
+// room:metrics
+
 package main
 
 import (

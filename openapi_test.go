@@ -1,9 +1,10 @@
+// room:documents
+
 package main
 
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -28,8 +29,6 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 // TestOpenAPI keeps openapi.json equal to the route table and the types.
 func TestOpenAPI(t *testing.T) {

@@ -1,3 +1,5 @@
+// room:prune
+
 package main
 
 import (

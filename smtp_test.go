@@ -1,3 +1,5 @@
+// room:mail
+
 package main
 
 import (

@@ -1,3 +1,5 @@
+// room:throttling
+
 package main
 
 import (

@@ -144,12 +144,6 @@ func TestForeignTokens(t *testing.T) {
 	}
 }
 
-// flipLastBits returns another last character that a lax base64 decoder takes for the same: the low bits are unused.
-func flipLastBits(token string) string {
-	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-	return string(alphabet[strings.IndexByte(alphabet, token[len(token)-1])^1])
-}
-
 // R22, RFC 6750: one Authorization header, of one scheme, and nowhere else.
 func TestAuthorizationHeader(t *testing.T) {
 	t.Parallel()
