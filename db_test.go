@@ -259,7 +259,7 @@ func TestNoSessionState(t *testing.T) {
 	s := newTestServer(t, behindProxy)
 	_, token := everythingPersonal(s, browser{"203.0.113.7", "A/1"}, browser{"198.51.100.9", "B/1"})
 	s.get("/v1/users/me/export", token).want(200, "")
-	if _, err := s.db.prune(t.Context(), config{AuditRetention: time.Hour}); err != nil {
+	if _, err := s.db.prune(t.Context(), s.cfg); err != nil {
 		t.Fatal(err)
 	}
 	conns := s.pool.AcquireAllIdle(t.Context())

@@ -570,7 +570,7 @@ func TestDeleteMe(t *testing.T) {
 	if actions, err := pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(actions) > 0 {
 		t.Errorf("these still have the client's address: %v %v", actions, err)
 	}
-	if _, err := s.db.prune(t.Context(), s.cfg.AuditRetention); err != nil || scalar[int](s, "select count(*) from erasures") != 0 {
+	if _, err := s.db.prune(t.Context(), s.cfg); err != nil || scalar[int](s, "select count(*) from erasures") != 0 {
 		t.Error("the erasure is not forgotten:", err)
 	}
 }

@@ -161,9 +161,15 @@ type testServer struct {
 func testConfig(databaseURL string) config {
 	cfg := config{
 		DatabaseURL: databaseURL, SecretKeys: newSecret(), PublicURL: "https://roster.example", AppURL: "https://app.example",
-		ListenAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", DBMaxConns: 6, AccessTokenTTL: 15 * time.Minute, RefreshIdleTTL: 720 * time.Hour,
+		OpsAddr:        "127.0.0.1:0",    // room:metrics
+		VerifyTTL:      24 * time.Hour,   // room:mailflows
+		ResetTTL:       time.Hour,        // room:mailflows
+		InvitationTTL:  168 * time.Hour,  // room:invitations
+		AuditRetention: 8760 * time.Hour, // room:audit
+		Throttle:       "off",            // room:throttling
+		ListenAddr:     "127.0.0.1:0", DBMaxConns: 6, AccessTokenTTL: 15 * time.Minute, RefreshIdleTTL: 720 * time.Hour,
 		RefreshMaxTTL: 2160 * time.Hour, RefreshGrace: 30 * time.Second, SignupEnabled: true, EmailVerification: true,
-		PasswordMinLength: 12, VerifyTTL: 24 * time.Hour, ResetTTL: time.Hour, InvitationTTL: 168 * time.Hour, AuditRetention: 8760 * time.Hour, LogFormat: "json", Throttle: "off",
+		PasswordMinLength: 12, LogFormat: "json",
 	}
 	cfg.dev = true // without SMTP_URL: mails go to a mailbox of the test
 	var p problems
@@ -176,7 +182,9 @@ func testConfig(databaseURL string) config {
 }
 
 // throttled is an option of newTestServer: as in production, calls and mails are limited.
-func throttled(c *config) { c.Throttle = "on" }
+func throttled(c *config) {
+	c.Throttle = "on" // room:throttling
+}
 
 // newTestServer starts a replica on a database of its own; newReplica adds one beside it.
 func newTestServer(t testing.TB, options ...func(*config)) *testServer {

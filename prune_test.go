@@ -45,7 +45,7 @@ func TestPrune(t *testing.T) {
 	s := newTestServer(t)
 	m := s.newUser("ada@example.com", "user")
 	s.expire(m)
-	if n, err := s.db.prune(t.Context(), config{AuditRetention: 8760 * time.Hour}); err != nil || n != 9 {
+	if n, err := s.db.prune(t.Context(), s.cfg); err != nil || n != 9 {
 		t.Fatal(n, "rows went,", err)
 	}
 	for table, want := range map[string]struct{ old, live string }{
@@ -62,7 +62,7 @@ func TestPrune(t *testing.T) {
 		}
 	}
 	s.get("/v1/users/me", m.token).want(200, "")
-	if n, err := s.db.prune(t.Context(), config{AuditRetention: 8760 * time.Hour}); err != nil || n != 0 {
+	if n, err := s.db.prune(t.Context(), s.cfg); err != nil || n != 0 {
 		t.Error(n, "rows went the second time,", err)
 	}
 	if n, err := s.db.prune(t.Context(), config{AuditRetention: 24 * time.Hour}); err != nil || n != 1 || scalar[int](s, "select count(*) from audit_events where action = 'session.started'") != 1 {
@@ -86,7 +86,7 @@ func TestPruneAtOnce(t *testing.T) {
 	if _, err := other.Exec(t.Context(), `select pg_advisory_xact_lock(hashtext('roster/prune'))`); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.db.prune(t.Context(), config{AuditRetention: 8760 * time.Hour}); err != nil || n != 0 {
+	if n, err := s.db.prune(t.Context(), s.cfg); err != nil || n != 0 {
 		t.Error(n, "rows went beside another,", err)
 	}
 	if err := other.Rollback(t.Context()); err != nil {
@@ -94,7 +94,7 @@ func TestPruneAtOnce(t *testing.T) {
 	}
 	deleted := make(chan int64, 4)
 	together(cap(deleted), func(int) bool {
-		n, err := s.db.prune(t.Context(), config{AuditRetention: 8760 * time.Hour})
+		n, err := s.db.prune(t.Context(), s.cfg)
 		if err != nil {
 			t.Error(err)
 		}
@@ -106,7 +106,7 @@ func TestPruneAtOnce(t *testing.T) {
 		sum += <-deleted
 	}
 	// Whoever finds another at it leaves that kind to them: what is left, the next run takes.
-	last, err := s.db.prune(t.Context(), config{AuditRetention: 8760 * time.Hour})
+	last, err := s.db.prune(t.Context(), s.cfg)
 	if err != nil || sum+last != 2*expired {
 		t.Errorf("%d and %d rows went, %v", sum, last, err)
 	}
@@ -128,7 +128,7 @@ func TestPruneWhileRenewed(t *testing.T) {
 		renew := s.inTransaction(ends + "'1 hour'")
 		pruned := make(chan error, 1)
 		go func() {
-			_, err := s.db.prune(t.Context(), config{AuditRetention: 8760 * time.Hour})
+			_, err := s.db.prune(t.Context(), s.cfg)
 			pruned <- err
 		}()
 		s.until(func() bool { return s.waiting() == 1 })
@@ -174,7 +174,7 @@ func TestPruneGoesOn(t *testing.T) {
 	s.exec(`create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$`)
 	s.exec("create trigger refuse before delete on sessions for each row execute function refuse()")
 	s.exec("create trigger refuse before delete on throttles for each row execute function refuse()")
-	n, err := s.db.prune(t.Context(), config{AuditRetention: 8760 * time.Hour})
+	n, err := s.db.prune(t.Context(), s.cfg)
 	if err == nil || n != 7 {
 		t.Errorf("%d rows went, %v", n, err)
 	}
@@ -200,7 +200,7 @@ func TestDeleteAfterManyEvents(t *testing.T) {
 	if n := left(); n != 1+events-erasedAtOnce {
 		t.Errorf("%d addresses are left at once", n)
 	}
-	if _, err := s.db.prune(t.Context(), config{AuditRetention: 8760 * time.Hour}); err != nil {
+	if _, err := s.db.prune(t.Context(), s.cfg); err != nil {
 		t.Fatal(err)
 	}
 	if n := left(); n != 1 || scalar[int](s, "select count(*) from erasures") != 0 {
