@@ -254,7 +254,7 @@ func newBenchServer(b *testing.B, throttle string) *testServer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s, err := newServer(cfg, pool, newLogger(cfg, newLogBuffer(log)))
+	s, err := newServer(cfg, pool, newLogger(cfg, newLogBuffer(cfg, log)))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -18,7 +18,7 @@ type registerInput struct {
 // register starts an account, or starts it again while its address is unconfirmed: the latest registration wins. The
 // answer and the work are the same for an address that has an account; its owner gets a mail instead (R37).
 func (s *server) register(ctx context.Context, c caller, in registerInput) (accepted, error) {
-	hash, err := s.hashForRegistration(ctx, in)
+	hash, err := s.hashForRegistration(ctx, c, in)
 	if err != nil {
 		return accepted{}, err
 	}
@@ -39,7 +39,7 @@ func (s *server) register(ctx context.Context, c caller, in registerInput) (acce
 
 // registerUnverified is register without EMAIL_VERIFICATION: the account is usable at once.
 func (s *server) registerUnverified(ctx context.Context, c caller, in registerInput) (u user, err error) {
-	hash, err := s.hashForRegistration(ctx, in)
+	hash, err := s.hashForRegistration(ctx, c, in)
 	if err != nil {
 		return u, err
 	}
@@ -52,14 +52,14 @@ func (s *server) registerUnverified(ctx context.Context, c caller, in registerIn
 	return u, err
 }
 
-func (s *server) hashForRegistration(ctx context.Context, in registerInput) (string, error) {
+func (s *server) hashForRegistration(ctx context.Context, c caller, in registerInput) (string, error) {
 	if !s.cfg.SignupEnabled {
 		return "", errSignupDisabled
 	}
 	if err := s.passwords.refuse("/password", in.Password, in.Email); err != nil {
 		return "", err
 	}
-	return s.passwords.hash(ctx, in.Password)
+	return s.passwords.hash(ctx, c.ip, in.Password)
 }
 
 type issueTokenInput struct {
@@ -129,7 +129,7 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 		return tokens{}, cmp.Or(err, error(refusal))
 	}
 	if weak {
-		if account.PasswordHash, err = s.rehash(ctx, account, password); err != nil {
+		if account.PasswordHash, err = s.rehash(ctx, c, account, password); err != nil {
 			return tokens{}, err
 		}
 	}
@@ -146,8 +146,8 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 }
 
 // rehash upgrades a hash that is weaker than today's, unless the password changed meanwhile (R31).
-func (s *server) rehash(ctx context.Context, account account, password string) (string, error) {
-	hash, err := s.passwords.hash(ctx, password)
+func (s *server) rehash(ctx context.Context, c caller, account account, password string) (string, error) {
+	hash, err := s.passwords.hash(ctx, c.ip, password)
 	if err != nil {
 		return "", err
 	}
@@ -160,7 +160,7 @@ func (s *server) rehash(ctx context.Context, account account, password string) (
 	if err != nil {
 		return "", orElse(err, errInvalidGrant)
 	}
-	ok, _, err := s.passwords.verify(ctx, now.PasswordHash, password)
+	ok, _, err := s.passwords.verify(ctx, c.ip, now.PasswordHash, password)
 	if err == nil && (!ok || now.ID != account.ID) {
 		err = errInvalidGrant
 	}

@@ -146,7 +146,7 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 	case err != nil && !errors.Is(err, pgx.ErrNoRows):
 		return tokens{}, err
 	}
-	hash, err := s.passwords.hash(ctx, in.Password)
+	hash, err := s.passwords.hash(ctx, c.ip, in.Password)
 	if err != nil {
 		return tokens{}, err
 	}

@@ -90,7 +90,7 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 	if err := s.passwords.refuse("/password", in.Password, account.Email); err != nil {
 		return none{}, err
 	}
-	hash, err := s.passwords.hash(ctx, in.Password)
+	hash, err := s.passwords.hash(ctx, c.ip, in.Password)
 	if err != nil {
 		return none{}, err
 	}

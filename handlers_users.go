@@ -43,7 +43,7 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 	if err := s.requirePassword(ctx, c, account, "/current_password", in.CurrentPassword); err != nil {
 		return none{}, err
 	}
-	hash, err := s.passwords.hash(ctx, in.NewPassword)
+	hash, err := s.passwords.hash(ctx, c.ip, in.NewPassword)
 	if err != nil {
 		return none{}, err
 	}

@@ -103,7 +103,7 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	if err != nil {
 		return err
 	}
-	log := newLogBuffer(stdout)
+	log := newLogBuffer(cfg, stdout)
 	defer log.flush()
 	s, err := openServer(ctx, cfg, log)
 	if err != nil {

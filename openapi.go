@@ -1,11 +1,10 @@
 package main
 
 import (
-	"compress/gzip"
+	"cmp"
 	"context"
 	_ "embed"
 	"fmt"
-	"io"
 	"mime"
 	"path"
 	"strings"
@@ -41,33 +40,32 @@ type readDocsFileInput struct {
 	File string `path:"file" is:"text"`
 }
 
-// readDocsFile serves Swagger UI, which is embedded compressed, and the script that starts it.
+// readDocsFile serves Swagger UI and the script that starts it.
 func (s *server) readDocsFile(_ context.Context, _ caller, in readDocsFileInput) (file, error) {
-	content, err := docsFile(in.File)
-	if err != nil {
-		return file{}, errNotFound // no other error: what is embedded can be read
+	content, found := docsFiles()[in.File]
+	if !found {
+		return file{}, errNotFound
 	}
 	return file{mime.TypeByExtension(path.Ext(in.File)), "", content}, nil
 }
 
-func docsFile(name string) ([]byte, error) {
-	if name == "docs.js" {
-		return docsJS, nil
+// docsFiles are read once, and shared by all who are sent them (R101). Most are embedded compressed.
+var docsFiles = sync.OnceValue(func() map[string][]byte {
+	files := map[string][]byte{"docs.js": docsJS}
+	entries, err := static.FS.ReadDir(".")
+	for _, entry := range entries {
+		content, readErr := static.FS.ReadFile(entry.Name())
+		name, compressed := strings.CutSuffix(entry.Name(), ".gz")
+		if compressed {
+			content = gunzip(content)
+		}
+		files[name], err = content, cmp.Or(err, readErr)
 	}
-	if strings.HasSuffix(name, ".png") {
-		return static.FS.ReadFile(name)
-	}
-	compressed, err := static.FS.Open(name + ".gz")
 	if err != nil {
-		return nil, err
+		panic(err) // the files are part of the program
 	}
-	defer compressed.Close()
-	r, err := gzip.NewReader(compressed)
-	if err != nil {
-		return nil, err
-	}
-	return io.ReadAll(r)
-}
+	return files
+})
 
 // health is the answer of both probes.
 type health struct {

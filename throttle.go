@@ -79,7 +79,7 @@ func (s *server) checkPassword(ctx context.Context, c caller, email, hash, passw
 	if err := s.count(ctx, c, attempts); err != nil {
 		return false, false, err
 	}
-	ok, weak, err = s.passwords.verify(ctx, hash, password)
+	ok, weak, err = s.passwords.verify(ctx, c.ip, hash, password)
 	if (ok || err != nil) && s.cfg.Throttle != "off" { // without a verdict nothing was guessed
 		err = cmp.Or(err, s.db.decrementThrottles(context.WithoutCancel(ctx), keysOf(attempts)))
 	}
