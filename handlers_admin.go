@@ -147,5 +147,9 @@ func (s *server) listOrganizationAuditEvents(ctx context.Context, c caller, in l
 
 // exportMe is everything stored about the caller, in one document.
 func (s *server) exportMe(ctx context.Context, c caller, _ none) (export, error) {
+	if err := s.exporting.enter(ctx, originOf(c.ip)); err != nil {
+		return export{}, err
+	}
+	defer s.exporting.leave()
 	return s.db.exportUser(ctx, c.user, c.session)
 }

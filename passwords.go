@@ -11,7 +11,6 @@ import (
 	"io"
 	"net/netip"
 	"runtime"
-	runtimemetrics "runtime/metrics"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -58,7 +57,7 @@ func (p *passwords) hash(ctx context.Context, ip netip.Addr, password string) (s
 	if err := p.gate.enter(ctx, originOf(ip)); err != nil {
 		return "", err
 	}
-	defer p.leave(p.cost.memory)
+	defer p.gate.leave()
 	salt := make([]byte, 16)
 	rand.Read(salt)
 	return encodePHC(p.cost, salt, p.cost.key(password, salt, 32)), nil
@@ -76,23 +75,8 @@ func (p *passwords) verify(ctx context.Context, ip netip.Addr, phc, password str
 	if err := p.gate.enter(ctx, originOf(ip)); err != nil {
 		return false, false, err
 	}
-	defer p.leave(stored.memory)
+	defer p.gate.leave()
 	return stored.matches(password) && readable, stored.cost != p.cost, nil
-}
-
-// leave gives the place in the gate back after a hash that used so many KiB.
-func (p *passwords) leave(memory uint32) {
-	collectHash(memory)
-	p.gate.leave()
-}
-
-// collectHash frees the megabytes that a hash used, or those of the next ones would pile up on them until the heap is
-// five times what lives in it (R32). Where far more lives, they do not matter, and looking through it costs more.
-func collectHash(memory uint32) {
-	live := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	if runtimemetrics.Read(live); memory >= 1024 && live[0].Value.Uint64() < 64<<20 {
-		runtime.GC()
-	}
 }
 
 func (a argon2Params) key(password string, salt []byte, size uint32) []byte {

@@ -36,6 +36,7 @@ type server struct {
 	inFlight  *places       // one for each request that is worked on
 	largeBody *places       // one for each large body that is being read
 	answers   *places       // one for each byte of a large answer that is being written
+	exporting gate          // one place for each export that is being made
 	mux       *http.ServeMux
 	draining  atomic.Bool
 }
@@ -46,7 +47,8 @@ const (
 	smallBody      = 4 << 10  // every honest body is smaller
 	maxLargeBodies = 80       // larger ones that are on their way; all small ones are read
 	smallAnswer    = 16 << 10 // most are smaller
-	maxAnswers     = 20 << 20 // bytes of larger ones that wait for their readers (R101)
+	maxAnswers     = 16 << 20 // bytes of larger ones that wait for their readers (R101)
+	maxExports     = 1        // that it makes at once: each takes megabytes
 )
 
 // newServer wires a replica; it opens no connection.
@@ -58,7 +60,7 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 	s := &server{
 		cfg: cfg, log: log, pool: pool, db: db{pool, cfg.Throttle == "off"}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength, currentParams),
 		newMail: make(chan struct{}, 1), inFlight: newPlaces(maxInFlight),
-		largeBody: newPlaces(maxLargeBodies), answers: newPlaces(maxAnswers), mux: http.NewServeMux(),
+		largeBody: newPlaces(maxLargeBodies), answers: newPlaces(maxAnswers), exporting: gate{places: maxExports}, mux: http.NewServeMux(),
 	}
 	s.rules, s.metrics = newRules(s.passwords), newMetrics(s)
 	if cfg.smtp != nil {
