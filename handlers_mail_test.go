@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -1035,7 +1036,7 @@ func TestPreHijackRegisterDuringVerify(t *testing.T) {
 	s := newQuietServer(t)
 	s.startRegistration("victim@example.com", victimPassword)
 	token := s.newestToken("victim@example.com")
-	attackers, err := s.passwords.hash(t.Context(), attackerPassword)
+	attackers, err := s.passwords.hash(t.Context(), netip.Addr{}, attackerPassword)
 	if err != nil {
 		t.Fatal(err)
 	}
