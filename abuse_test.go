@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -113,19 +114,27 @@ func TestSlowBodies(t *testing.T) {
 	s.served(m)
 }
 
-// R14: large bodies that do not come to their end fill up no memory, and take nothing from those who send small ones.
+// R14, R104: large bodies that do not come to their end fill up no memory, and take nothing from those who send small
+// ones, nor everything from others who send large ones.
 func TestSlowLargeBodies(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newTestServer(t, behindProxy)
 	m := s.newUser("ada@example.com", "user")
 	large := strings.Repeat("a", smallBody)
-	for range maxLargeBodies {
+	for range maxLargeBodies * 4 / 5 {
 		s.slowBody(maxBody, large)
 	}
-	s.until(func() bool { return len(s.largeBody) == maxLargeBodies })
-	status, header, _ := s.raw(fmt.Sprintf("POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", maxBody, large))
-	if status != 503 || header.Get("Retry-After") != "1" {
+	s.until(func() bool { return s.largeBody.taken() == maxLargeBodies*4/5 })
+	send := func(ip, rest string) (int, http.Header, string) {
+		return s.raw(fmt.Sprintf("POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: %s\r\nContent-Length: %d\r\n\r\n%s%s", ip, maxBody, large, rest))
+	}
+	if status, header, _ := send("", ""); status != 503 || header.Get("Retry-After") != "1" {
 		t.Error(status, header)
+	}
+	for _, ip := range []string{"127.0.0.2", "2001:db8::1"} {
+		if status, _, body := send(ip, strings.Repeat("a", maxBody-smallBody)); status != 415 {
+			t.Error(ip, status, body)
+		}
 	}
 	s.served(m)
 }
@@ -166,24 +175,94 @@ func (w *slowReader) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// open begins an answer that its client does not read until read is called.
+func (s *testServer) open(method, path, token string) (w *slowReader, read func()) {
+	w = &slowReader{http.Header{}, make(chan struct{}), make(chan struct{})}
+	r := httptest.NewRequest(method, path, nil)
+	r.Header.Set("Authorization", "Bearer "+token)
+	var done sync.WaitGroup
+	done.Go(func() { s.handler().ServeHTTP(w, r) })
+	<-w.waiting
+	return w, func() { close(w.disconnected); done.Wait() }
+}
+
 // R14: who does not read the answer holds no place while it waits to be sent.
 func TestSlowReaders(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	m := s.newUser("ada@example.com", "user")
-	for range maxInFlight - 1 {
-		s.inFlight <- struct{}{}
+	var reads []func()
+	for range maxInFlight + 1 {
+		_, read := s.open("GET", "/openapi.json", "")
+		reads = append(reads, read)
 	}
-	w := &slowReader{http.Header{}, make(chan struct{}), make(chan struct{})}
-	var done sync.WaitGroup
-	done.Go(func() { s.handler().ServeHTTP(w, httptest.NewRequest("GET", "/openapi.json", nil)) })
-	<-w.waiting
-	s.served(m)
-	close(w.disconnected)
-	done.Wait()
-	if n := len(s.inFlight); n != maxInFlight-1 {
+	if n := s.inFlight.taken(); n != 0 {
 		t.Errorf("%d places are taken", n)
 	}
+	s.served(m)
+	for _, read := range reads {
+		read()
+	}
+	if n := s.inFlight.taken(); n != 0 {
+		t.Errorf("%d places are taken", n)
+	}
+}
+
+// R101: what is the same for all is in memory once, however many read it, and nobody adds to it.
+func TestFilesAreShared(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	names := len(docsFiles())
+	for _, name := range []string{"swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png", "docs.js"} {
+		first, err := s.readDocsFile(t.Context(), caller{}, readDocsFileInput{name})
+		second, again := s.readDocsFile(t.Context(), caller{}, readDocsFileInput{name})
+		if err != nil || again != nil || &first.content[0] != &second.content[0] {
+			t.Errorf("%s is unpacked for each: %v %v", name, err, again)
+		}
+	}
+	for _, name := range []string{"nothing.js", "swagger-ui.css.gz", "embed.go", ".", "%2e%2e"} {
+		s.get("/docs/"+name, "").want(404, "not_found")
+	}
+	if n := len(docsFiles()); n != names {
+		t.Errorf("%d files, were %d", n, names)
+	}
+}
+
+// R101: large answers that nobody reads are bounded, whatever endpoint gives them, and a client leaves room for others.
+func TestLargeAnswers(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, behindProxy)
+	m := s.newUser("ada@example.com", "admin")
+	s.exec("insert into users (id, email, name) select gen_random_uuid(), i || '@example.com', repeat('a', 100) from generate_series(1, 150) i")
+	s.exec(`insert into audit_events (id, action, actor_id) select gen_random_uuid(), 'user.updated', $1 from generate_series(1, 1000)`, m.id)
+	for _, path := range []string{"/v1/users?limit=100", "/v1/audit-events?limit=100", "/v1/users/me/export"} {
+		size := len(s.get(path, m.token).want(200, "").body)
+		_, read := s.open("GET", path, m.token)
+		if n := s.answers.taken(); n < size*9/10 || n <= smallAnswer {
+			t.Errorf("%s: %d bytes are held of %d", path, n, size)
+		}
+		read()
+		s.do(request{method: "HEAD", path: path, token: m.token}).want(200, "")
+		s.until(func() bool { return s.answers.taken() == 0 })
+
+		hog := originOf(netip.MustParseAddr("127.0.0.1"))
+		for s.answers.take(hog, 4096) {
+		}
+		a := s.get(path, m.token).want(503, "overloaded")
+		if a.header.Get("Retry-After") != "1" || a.header.Get("Link") != "" || a.header.Get("ETag") != "" || a.header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %v", path, a.header)
+		}
+		s.served(m)
+		for _, ip := range []string{"127.0.0.2", "198.51.100.7"} {
+			browser{ip: ip}.do(s, "GET", path, m.token, nil).want(200, "")
+		}
+		s.answers.leave(hog, s.answers.taken())
+	}
+	// R101: one export is made at a time.
+	leave := s.exporting.fill()
+	s.get("/v1/users/me/export", m.token).want(503, "overloaded")
+	leave()
+	s.get("/v1/users/me/export", m.token).want(200, "")
 }
 
 // R11: a request that two readers could divide differently is the last of its connection: nothing after it is read as a

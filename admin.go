@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 
 	"github.com/sethvargo/go-envconfig"
@@ -77,7 +78,7 @@ func (s *server) passwordFrom(ctx context.Context, stdin io.Reader, email string
 	if code, detail := s.passwords.problem(password, email); code != "" {
 		return "", errors.New("the password " + detail)
 	}
-	return s.passwords.hash(ctx, password)
+	return s.passwords.hash(ctx, netip.Addr{}, password)
 }
 
 // upsertAdmin makes an account a platform admin; an empty hash leaves the password as it is.

@@ -17,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -95,7 +94,7 @@ type against struct {
 
 // compare runs the loads in turn and reports the medians.
 func compare(b *testing.B, roster load, others ...against) {
-	defer debug.SetGCPercent(debug.SetGCPercent(400)) // as openServer does
+	boundGarbage() // as openServer does
 	var rates, p99s []float64
 	otherRates, ratios := make([][]float64, len(others)), make([][]float64, len(others))
 	for b.Loop() {
@@ -254,7 +253,7 @@ func newBenchServer(b *testing.B, throttle string) *testServer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s, err := newServer(cfg, pool, newLogger(cfg, newLogBuffer(log)))
+	s, err := newServer(cfg, pool, newLogger(cfg, newLogBuffer(cfg, log)))
 	if err != nil {
 		b.Fatal(err)
 	}

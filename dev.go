@@ -17,6 +17,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -229,7 +230,7 @@ func makeDevDatabase(ctx context.Context, url string) error {
 func ensureDevAdmin(ctx context.Context, s *server, password string) (string, error) {
 	account, err := s.db.accountByEmail(ctx, devAdmin)
 	if errors.Is(err, pgx.ErrNoRows) {
-		hash, err := s.passwords.hash(ctx, password)
+		hash, err := s.passwords.hash(ctx, netip.Addr{}, password)
 		if err != nil {
 			return "", err
 		}
@@ -239,7 +240,7 @@ func ensureDevAdmin(ctx context.Context, s *server, password string) (string, er
 	if err != nil {
 		return "", err
 	}
-	ok, _, err := s.passwords.verify(ctx, account.PasswordHash, password)
+	ok, _, err := s.passwords.verify(ctx, netip.Addr{}, account.PasswordHash, password)
 	if !ok {
 		password = ""
 	}

@@ -177,16 +177,18 @@ func (s *server) writeError(w *response, r *http.Request, err error) {
 	if e.RetryAfter > 0 {
 		header.Set("Retry-After", strconv.Itoa(int((e.RetryAfter+time.Second-1)/time.Second)))
 	}
-	header.Del("ETag")
+	header.Del("ETag") // of the answer that there was no room for, as all that follows
+	header.Del("Link")
+	header.Set("Cache-Control", "no-store")
 	if isOAuth(r.URL.Path) {
 		status := e.Status
 		if status == 422 {
 			status = 400 // RFC 6749 knows one status for requests that miss something
 		}
-		writeJSON(w, status, "application/json", oauthError{cmp.Or(e.OAuth, "invalid_request"), describe(e), e.Code, w.requestID})
+		s.writeJSON(w, r, status, "application/json", oauthError{cmp.Or(e.OAuth, "invalid_request"), describe(e), e.Code, w.requestID})
 		return
 	}
-	writeJSON(w, e.Status, "application/problem+json", problem{
+	s.writeJSON(w, r, e.Status, "application/problem+json", problem{
 		Title: http.StatusText(e.Status), Status: e.Status, Detail: e.Detail, Code: e.Code,
 		RequestID: w.requestID, Errors: e.Fields,
 		Organizations: e.Organizations, // room:organizations
@@ -207,10 +209,18 @@ func describe(e *apiError) string {
 	}, text)
 }
 
-func writeJSON(w http.ResponseWriter, status int, contentType string, body any) {
+// writeJSON answers with body, unless there are maxAnswers of others that nobody reads.
+func (s *server) writeJSON(w *response, r *http.Request, status int, contentType string, body any) {
 	b, err := json.Marshal(body)
 	if err != nil {
 		panic(err) // our own types always marshal
+	}
+	if len(b) > smallAnswer {
+		if !s.answers.take(w.origin, len(b)) {
+			s.writeError(w, r, errOverloaded)
+			return
+		}
+		defer s.answers.leave(w.origin, len(b))
 	}
 	write(w, status, contentType, b)
 }

@@ -430,7 +430,7 @@ func TestClientsHangUp(t *testing.T) {
 			t.Errorf("%d connections", connections)
 		}
 		release()
-		s.until(func() bool { return len(s.inFlight) == 0 })
+		s.until(func() bool { return s.inFlight.taken() == 0 })
 	}
 	if after := s.pool.Stat().NewConnsCount(); after != before {
 		t.Errorf("%d connections were made anew", after-before)

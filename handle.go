@@ -117,7 +117,7 @@ func (s *server) answer(w *response, r *http.Request, c caller, status int, out 
 		// Whole: http.ServeContent answers a bad Range or If-Match in a way of its own (R05).
 		write(w, status, out.contentType, out.content)
 	default:
-		writeJSON(w, status, "application/json", out)
+		s.writeJSON(w, r, status, "application/json", out)
 	}
 }
 

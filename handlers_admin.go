@@ -67,7 +67,7 @@ func (s *server) createUser(ctx context.Context, c caller, in createUserInput) (
 		if err := s.passwords.refuse("/password", *in.Password, in.Email); err != nil {
 			return u, err
 		}
-		if hash, err = s.passwords.hash(ctx, *in.Password); err != nil {
+		if hash, err = s.passwords.hash(ctx, c.ip, *in.Password); err != nil {
 			return u, err
 		}
 	}

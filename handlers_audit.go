@@ -51,6 +51,10 @@ func (s *server) listOrganizationAuditEvents(ctx context.Context, c caller, in l
 
 // exportMe is everything stored about the caller, in one document; that it was read is in the trail.
 func (s *server) exportMe(ctx context.Context, c caller, _ none) (export, error) {
+	if err := s.exporting.enter(ctx, originOf(c.ip)); err != nil {
+		return export{}, err
+	}
+	defer s.exporting.leave()
 	if err := s.db.record(ctx, c, auditEntry{action: "user.exported", subject: c.user.ID}, nil); err != nil {
 		return export{}, err
 	}

@@ -16,7 +16,7 @@ type registerInput struct {
 
 // registerUnverified makes an account that is usable at once: EMAIL_VERIFICATION=false.
 func (s *server) registerUnverified(ctx context.Context, c caller, in registerInput) (u user, err error) {
-	hash, err := s.hashForRegistration(ctx, in)
+	hash, err := s.hashForRegistration(ctx, c, in)
 	if err != nil {
 		return u, err
 	}
@@ -30,14 +30,14 @@ func (s *server) registerUnverified(ctx context.Context, c caller, in registerIn
 	return u, err
 }
 
-func (s *server) hashForRegistration(ctx context.Context, in registerInput) (string, error) {
+func (s *server) hashForRegistration(ctx context.Context, c caller, in registerInput) (string, error) {
 	if !s.cfg.SignupEnabled {
 		return "", errSignupDisabled
 	}
 	if err := s.passwords.refuse("/password", in.Password, in.Email); err != nil {
 		return "", err
 	}
-	return s.passwords.hash(ctx, in.Password)
+	return s.passwords.hash(ctx, c.ip, in.Password)
 }
 
 type issueTokenInput struct {
@@ -102,7 +102,7 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 		return tokens{}, err
 	}
 	if weak {
-		hash, err := s.rehash(ctx, account, password)
+		hash, err := s.rehash(ctx, c, account, password)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return s.signIn(ctx, c, username, password) // what is stored now decides
 		}
@@ -125,8 +125,8 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 
 // rehash upgrades a hash that is weaker than today's (R31); pgx.ErrNoRows when it is not the stored one any more, because
 // another sign-in was first or the password changed.
-func (s *server) rehash(ctx context.Context, account account, password string) (string, error) {
-	hash, err := s.passwords.hash(ctx, password)
+func (s *server) rehash(ctx context.Context, c caller, account account, password string) (string, error) {
+	hash, err := s.passwords.hash(ctx, c.ip, password)
 	if err != nil {
 		return "", err
 	}

@@ -197,7 +197,7 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 	if taken, err := s.db.emailTaken(ctx, i.Email); err != nil || taken {
 		return tokens{}, cmp.Or(err, error(errSignInFirst))
 	}
-	hash, err := s.passwords.hash(ctx, in.Password)
+	hash, err := s.passwords.hash(ctx, c.ip, in.Password)
 	if err != nil {
 		return tokens{}, err
 	}

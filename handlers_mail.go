@@ -35,7 +35,7 @@ func (s *server) consume(ctx context.Context, account account, token, purpose st
 // the latest. The answer and the work are the same for an address that has an account; its owner gets a mail instead
 // (R37).
 func (s *server) register(ctx context.Context, c caller, in registerInput) (accepted, error) {
-	hash, err := s.hashForRegistration(ctx, in)
+	hash, err := s.hashForRegistration(ctx, c, in)
 	if err != nil {
 		return accepted{}, err
 	}
@@ -136,7 +136,7 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 	if err := s.passwords.refuse("/password", in.Password, account.Email); err != nil {
 		return none{}, err
 	}
-	hash, err := s.passwords.hash(ctx, in.Password)
+	hash, err := s.passwords.hash(ctx, c.ip, in.Password)
 	if err != nil {
 		return none{}, err
 	}

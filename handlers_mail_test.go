@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
@@ -932,7 +933,7 @@ func TestPreHijackRegisterDuringVerify(t *testing.T) {
 	s := newQuietServer(t)
 	s.startRegistration("victim@example.com", victimPassword)
 	token := s.newestToken("victim@example.com")
-	attackers, err := s.passwords.hash(t.Context(), attackerPassword)
+	attackers, err := s.passwords.hash(t.Context(), netip.Addr{}, attackerPassword)
 	if err != nil {
 		t.Fatal(err)
 	}

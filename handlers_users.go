@@ -42,7 +42,7 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 	if err := s.requirePassword(ctx, c, account, "/current_password", in.CurrentPassword); err != nil {
 		return none{}, err
 	}
-	hash, err := s.passwords.hash(ctx, in.NewPassword)
+	hash, err := s.passwords.hash(ctx, c.ip, in.NewPassword)
 	if err != nil {
 		return none{}, err
 	}
@@ -74,7 +74,7 @@ func (s *server) checkPassword(ctx context.Context, c caller, email, hash, passw
 	if err != nil {                        // room:throttling
 		return false, false, err
 	}
-	ok, weak, err = s.passwords.verify(ctx, hash, password)
+	ok, weak, err = s.passwords.verify(ctx, c.ip, hash, password)
 	err = cmp.Or(err, verdict(err == nil && !ok)) // without a verdict nothing was guessed // room:throttling
 	return ok, weak, err
 }

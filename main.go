@@ -16,7 +16,9 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
+	runtimemetrics "runtime/metrics"
 	"syscall"
 	"time"
 
@@ -103,7 +105,7 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	if err != nil {
 		return err
 	}
-	log := newLogBuffer(stdout)
+	log := newLogBuffer(cfg, stdout)
 	defer log.flush()
 	s, err := openServer(ctx, cfg, log)
 	if err != nil {
@@ -126,8 +128,7 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 
 // openServer makes the pool and the server; both connect when they are first used.
 func openServer(ctx context.Context, cfg config, stdout io.Writer) (*server, error) {
-	// Memory is dominated by Argon2, garbage by small requests: collecting less often is worth a few megabytes.
-	debug.SetGCPercent(400)
+	boundGarbage()
 	pool, err := openPool(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -148,6 +149,20 @@ func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string
 		return nil, err
 	}
 	return &server{cfg: cfg, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
+}
+
+// maxGarbage is what may pile up in a small heap before it is collected, in bytes: less than a hash leaves.
+const maxGarbage = 16 << 20
+
+// boundGarbage lets garbage be maxGarbage, but at least half and at most four times of what lives: collecting a small heap
+// seldom saves time, and a large one, full of hashes or of answers for slow readers, is not to grow to a multiple (R32,
+// R101). After each collection it decides anew.
+func boundGarbage() {
+	live := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	runtimemetrics.Read(live)
+	percent := maxGarbage * 100 / max(live[0].Value.Uint64(), 1)
+	debug.SetGCPercent(int(min(max(percent, 50), 400)))
+	runtime.AddCleanup(new([64]byte), func(struct{}) { boundGarbage() }, struct{}{})
 }
 
 func openPool(ctx context.Context, cfg config) (*pgxpool.Pool, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -426,7 +427,7 @@ const testPassword = "correct horse battery"
 
 // testPasswordHash is testPassword hashed once: tests that need many users do not pay for each.
 var testPasswordHash = sync.OnceValue(func() string {
-	hash, err := newPasswords(12, testCost).hash(context.Background(), testPassword)
+	hash, err := newPasswords(12, testCost).hash(context.Background(), netip.Addr{}, testPassword)
 	if err != nil {
 		panic(err)
 	}

@@ -58,7 +58,7 @@ func newMetrics(s *server) *metrics {
 		reuses:    factory.NewCounter(prometheus.CounterOpts{Name: "roster_refresh_token_reuses_total", Help: "Sessions ended because an old refresh token was shown."}),
 		mails:     counter("roster_mails_total", "Attempts to send a mail, by result.", "result"),
 	}
-	gauge("roster_http_in_flight_requests", "Requests under way.", func() float64 { return float64(len(s.inFlight)) })
+	gauge("roster_http_in_flight_requests", "Requests under way.", func() float64 { return float64(s.inFlight.taken()) })
 	for state, read := range map[string]func() int32{
 		"acquired":     func() int32 { return s.pool.Stat().AcquiredConns() },
 		"idle":         func() int32 { return s.pool.Stat().IdleConns() },
@@ -71,9 +71,9 @@ func newMetrics(s *server) *metrics {
 	total("roster_db_acquires_total", "Connections taken from the pool.", func() float64 { return float64(s.pool.Stat().AcquireCount()) })
 	total("roster_db_acquires_canceled_total", "Waits for a connection that were given up.", func() float64 { return float64(s.pool.Stat().CanceledAcquireCount()) })
 	total("roster_db_acquire_seconds_total", "Time spent waiting for connections.", func() float64 { return s.pool.Stat().AcquireDuration().Seconds() })
-	gauge("roster_password_hashes_running", "Password hashes being computed.", func() float64 { return float64(len(s.passwords.gate)) })
-	gauge("roster_password_hashes_waiting", "Password hashes that wait for a place.", func() float64 { return float64(s.passwords.waiting.Load()) })
-	total("roster_password_hashes_refused_total", "Password hashes that waited in vain.", func() float64 { return float64(s.passwords.refused.Load()) })
+	gauge("roster_password_hashes_running", "Password hashes being computed.", func() float64 { running, _, _ := s.passwords.gate.figures(); return float64(running) })
+	gauge("roster_password_hashes_waiting", "Password hashes that wait for a place.", func() float64 { _, waiting, _ := s.passwords.gate.figures(); return float64(waiting) })
+	total("roster_password_hashes_refused_total", "Password hashes that waited in vain.", func() float64 { _, _, refused := s.passwords.gate.figures(); return float64(refused) })
 	factory.NewGaugeFunc(prometheus.GaugeOpts{Name: "roster_build_info", Help: "1, with the version as labels.",
 		ConstLabels: prometheus.Labels{"version": buildVersion(), "goversion": runtime.Version()}}, func() float64 { return 1 })
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), outboxCollector{s})

@@ -8,13 +8,13 @@
 package main
 
 import (
-	"compress/gzip"
+	"cmp"
 	"context"
 	_ "embed"
-	"io"
 	"mime"
 	"path"
 	"strings"
+	"sync"
 
 	"github.com/swaggest/swgui/v5/static"
 )
@@ -45,33 +45,32 @@ type readDocsFileInput struct {
 	File string `path:"file" is:"text"`
 }
 
-// readDocsFile serves Swagger UI, which is embedded compressed, and the script that starts it.
+// readDocsFile serves Swagger UI and the script that starts it.
 func (s *server) readDocsFile(_ context.Context, _ caller, in readDocsFileInput) (file, error) {
-	content, err := docsFile(in.File)
-	if err != nil {
-		return file{}, errNotFound // no other error: what is embedded can be read
+	content, found := docsFiles()[in.File]
+	if !found {
+		return file{}, errNotFound
 	}
 	return file{mime.TypeByExtension(path.Ext(in.File)), "", content}, nil
 }
 
-func docsFile(name string) ([]byte, error) {
-	if name == "docs.js" {
-		return docsJS, nil
+// docsFiles are read once, and shared by all who are sent them (R101). Most are embedded compressed.
+var docsFiles = sync.OnceValue(func() map[string][]byte {
+	files := map[string][]byte{"docs.js": docsJS}
+	entries, err := static.FS.ReadDir(".")
+	for _, entry := range entries {
+		content, readErr := static.FS.ReadFile(entry.Name())
+		name, compressed := strings.CutSuffix(entry.Name(), ".gz")
+		if compressed {
+			content = gunzip(content)
+		}
+		files[name], err = content, cmp.Or(err, readErr)
 	}
-	if strings.HasSuffix(name, ".png") {
-		return static.FS.ReadFile(name)
-	}
-	compressed, err := static.FS.Open(name + ".gz")
 	if err != nil {
-		return nil, err
+		panic(err) // the files are part of the program
 	}
-	defer compressed.Close()
-	r, err := gzip.NewReader(compressed)
-	if err != nil {
-		return nil, err
-	}
-	return io.ReadAll(r)
-}
+	return files
+})
 
 // serverMetadata is RFC 8414 section 2.
 type serverMetadata struct {

@@ -9,12 +9,10 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net/netip"
 	"runtime"
-	runtimemetrics "runtime/metrics"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"time"
 	"unicode/utf8"
 
 	"golang.org/x/crypto/argon2"
@@ -25,7 +23,6 @@ import (
 const (
 	maxPasswordPoints = 256
 	maxPasswordBytes  = 1 << 10
-	gateWait          = 2 * time.Second
 )
 
 // argon2Params are the cost parameters inside a PHC string.
@@ -44,26 +41,23 @@ var maxParams = argon2Params{memory: 256 * 1024, time: 10, threads: 16}
 // passwords hashes and verifies. At most one hash for each core but one runs at a time: more would be slower
 // together, fill the memory, and leave no core for everybody else's requests (R32).
 type passwords struct {
-	gate      chan struct{}
-	waiting   atomic.Int64 // for a place in the gate, now
-	refused   atomic.Int64 // since the start, because the gate stayed full
+	gate      gate
 	minLength int
 	cost      argon2Params // of new hashes; what is stored with another one is hashed anew
 	dummy     string       // verified for unknown addresses, so that they take the same time (R35)
 }
 
 func newPasswords(minLength int, cost argon2Params) *passwords {
-	return &passwords{gate: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)), minLength: minLength, cost: cost,
+	return &passwords{gate: gate{places: max(1, runtime.GOMAXPROCS(0)-1)}, minLength: minLength, cost: cost,
 		dummy: encodePHC(cost, make([]byte, 16), make([]byte, 32))}
 }
 
-// hash returns the PHC string of password, or errOverloaded when the gate stays full for gateWait.
-func (p *passwords) hash(ctx context.Context, password string) (string, error) {
-	leave, err := p.enter(ctx)
-	if err != nil {
+// hash returns the PHC string of password, or errOverloaded when ip had no turn at the gate for gateWait.
+func (p *passwords) hash(ctx context.Context, ip netip.Addr, password string) (string, error) {
+	if err := p.gate.enter(ctx, originOf(ip)); err != nil {
 		return "", err
 	}
-	defer leave(p.cost.memory)
+	defer p.gate.leave()
 	salt := make([]byte, 16)
 	rand.Read(salt)
 	return encodePHC(p.cost, salt, p.cost.key(password, salt, 32)), nil
@@ -71,43 +65,18 @@ func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 
 // verify compares password with a stored PHC string; weak says that it should be hashed anew. An empty string stands
 // for an account that does not exist or has no password.
-func (p *passwords) verify(ctx context.Context, phc, password string) (ok, weak bool, err error) {
+func (p *passwords) verify(ctx context.Context, ip netip.Addr, phc, password string) (ok, weak bool, err error) {
 	// A hash that cannot be read matches nothing, and costs the same.
 	stored, err := parseHash(phc)
 	readable := err == nil
 	if !readable {
 		stored, _ = parseHash(p.dummy)
 	}
-	leave, err := p.enter(ctx)
-	if err != nil {
+	if err := p.gate.enter(ctx, originOf(ip)); err != nil {
 		return false, false, err
 	}
-	defer leave(stored.memory)
+	defer p.gate.leave()
 	return stored.matches(password) && readable, stored.cost != p.cost, nil
-}
-
-// enter waits for a place in the gate; leave is told how many KiB the hash used.
-func (p *passwords) enter(ctx context.Context) (leave func(memory uint32), err error) {
-	ctx, cancel := context.WithTimeout(ctx, gateWait)
-	defer cancel()
-	p.waiting.Add(1)
-	defer p.waiting.Add(-1)
-	select {
-	case p.gate <- struct{}{}:
-		return func(memory uint32) { collectHash(memory); <-p.gate }, nil
-	case <-ctx.Done():
-		p.refused.Add(1)
-		return nil, errOverloaded
-	}
-}
-
-// collectHash frees the megabytes that a hash used, or those of the next ones would pile up on them until the heap is
-// five times what lives in it (R32). Where far more lives, they do not matter, and looking through it costs more.
-func collectHash(memory uint32) {
-	live := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	if runtimemetrics.Read(live); memory >= 1024 && live[0].Value.Uint64() < 64<<20 {
-		runtime.GC()
-	}
 }
 
 func (a argon2Params) key(password string, salt []byte, size uint32) []byte {
@@ -163,13 +132,18 @@ var commonPasswordsGZ []byte
 // commonPasswords is the list as one text, with a line break before and after each password: searching it takes a few
 // microseconds, a thousandth of the hash that follows.
 var commonPasswords = sync.OnceValue(func() string {
-	r, err := gzip.NewReader(bytes.NewReader(commonPasswordsGZ))
-	if err != nil {
-		panic(err) // the file is part of the program
-	}
-	text, err := io.ReadAll(r)
+	return "\n" + string(gunzip(commonPasswordsGZ))
+})
+
+// gunzip unpacks a file that is part of the program.
+func gunzip(file []byte) []byte {
+	r, err := gzip.NewReader(bytes.NewReader(file))
 	if err != nil {
 		panic(err)
 	}
-	return "\n" + string(text)
-})
+	content, err := io.ReadAll(r)
+	if err != nil {
+		panic(err)
+	}
+	return content
+}

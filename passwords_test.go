@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -177,7 +178,7 @@ func TestHashesAreSalted(t *testing.T) {
 	p := newPasswords(12, currentParams)
 	salts := map[string]bool{}
 	for range 3 {
-		hash, err := p.hash(t.Context(), testPassword)
+		hash, err := p.hash(t.Context(), netip.Addr{}, testPassword)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -191,7 +192,7 @@ func TestHashesAreSalted(t *testing.T) {
 		salts[string(salt)] = true
 	}
 	// R32: a core is left for everybody else.
-	if places := cap(p.gate); places != max(1, runtime.GOMAXPROCS(0)-1) {
+	if places := p.gate.places; places != max(1, runtime.GOMAXPROCS(0)-1) {
 		t.Errorf("%d places", places)
 	}
 }
@@ -291,7 +292,7 @@ func TestDummyPasswordHash(t *testing.T) {
 	for _, password := range []string{"", testPassword, p.dummy} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		ok, weak, err := p.verify(t.Context(), "", password)
+		ok, weak, err := p.verify(t.Context(), netip.Addr{}, "", password)
 		runtime.ReadMemStats(&after)
 		if ok || weak || err != nil {
 			t.Errorf("%q: %v %v %v", password, ok, weak, err)
@@ -302,33 +303,30 @@ func TestDummyPasswordHash(t *testing.T) {
 	}
 }
 
-// R32: the megabytes of a hash are free before the next one takes its own, however seldom garbage is collected. Not
-// parallel: it measures the heap.
-func TestHashesFreeTheirMemory(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	runtime.GC()
-	p := newPasswords(12, currentParams)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range 5 {
-		if _, err := p.hash(t.Context(), testPassword); err != nil {
-			t.Fatal(err)
+// R32: what hashes leave behind is collected in proportion to what lives, be that little or much. Not parallel: it measures
+// the heap.
+func TestGarbageIsBounded(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	for _, living := range []int{0, 100 << 20} {
+		lives := make([]byte, living)
+		runtime.GC()
+		boundGarbage()
+		p := newPasswords(12, currentParams)
+		var before, now runtime.MemStats
+		runtime.ReadMemStats(&before)
+		var most uint64
+		for range 20 {
+			if _, err := p.hash(t.Context(), netip.Addr{}, testPassword); err != nil {
+				t.Fatal(err)
+			}
+			runtime.ReadMemStats(&now)
+			most = max(most, now.HeapAlloc)
 		}
-	}
-	runtime.ReadMemStats(&after)
-	if after.HeapAlloc > before.HeapAlloc+uint64(currentParams.memory)<<10 {
-		t.Errorf("the heap grew from %d to %d bytes", before.HeapAlloc, after.HeapAlloc)
-	}
-	// What is small is left to the collector.
-	cheap := newPasswords(12, testCost)
-	for range 20 {
-		if _, err := cheap.hash(t.Context(), testPassword); err != nil {
-			t.Fatal(err)
+		hash := uint64(currentParams.memory) << 10
+		if limit := (before.HeapAlloc+hash)*3/2 + maxGarbage + 2*hash; most > limit {
+			t.Errorf("the heap grew from %d to %d bytes, more than %d", before.HeapAlloc, most, limit)
 		}
-	}
-	var last runtime.MemStats
-	if runtime.ReadMemStats(&last); last.NumGC != after.NumGC {
-		t.Errorf("%d collections for 20 small hashes", last.NumGC-after.NumGC)
+		runtime.KeepAlive(lives)
 	}
 }
 
@@ -336,13 +334,13 @@ func TestHashesFreeTheirMemory(t *testing.T) {
 func TestPasswordGate(t *testing.T) {
 	t.Parallel()
 	p := newPasswords(12, currentParams)
+	g := &p.gate
 	var inside, most atomic.Int32
-	entered := together(10*cap(p.gate), func(int) bool {
-		leave, err := p.enter(t.Context())
-		if err != nil {
+	entered := together(10*g.places, func(i int) bool {
+		if err := g.enter(t.Context(), originOf(netip.AddrFrom4([4]byte{192, 0, byte(i), 1}))); err != nil {
 			return false
 		}
-		defer leave(0)
+		defer g.leave()
 		now := inside.Add(1)
 		defer inside.Add(-1)
 		for m := most.Load(); now > m && !most.CompareAndSwap(m, now); m = most.Load() {
@@ -350,40 +348,37 @@ func TestPasswordGate(t *testing.T) {
 		runtime.Gosched()
 		return true
 	})
-	if entered == 0 || int(most.Load()) > cap(p.gate) || len(p.gate) != 0 { // on a slow machine some wait in vain
-		t.Errorf("%d entered, %d at once, %d never left, of %d places", entered, most.Load(), len(p.gate), cap(p.gate))
+	if running, waiting, _ := g.figures(); entered == 0 || int(most.Load()) > g.places || running+waiting != 0 { // on a slow machine some wait in vain
+		t.Errorf("%d entered, %d at once, %d never left, of %d places", entered, most.Load(), running+waiting, g.places)
 	}
 	// Full: hashing and verifying, of whatever account, wait for a place and find none.
-	for range cap(p.gate) {
-		p.gate <- struct{}{}
-	}
-	refusedBefore := p.refused.Load()
+	leave := g.fill()
+	_, _, refusedBefore := g.figures()
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := p.hash(ended, testPassword); err != errOverloaded {
+	if _, err := p.hash(ended, netip.Addr{}, testPassword); err != errOverloaded {
 		t.Error("hash:", err)
 	}
 	for name, hash := range map[string]string{"nobody": "", "htpasswd": foreignHashes["htpasswd"], "Argon2id": foreignHashes["Argon2id"]} {
-		if _, _, err := p.verify(ended, hash, testPassword); err != errOverloaded {
+		if _, _, err := p.verify(ended, netip.Addr{}, hash, testPassword); err != errOverloaded {
 			t.Errorf("verify %s: %v", name, err)
 		}
 	}
-	if refused := p.refused.Load() - refusedBefore; refused != 4 || p.waiting.Load() != 0 {
-		t.Errorf("%d counted as refused of 4, %d as waiting", refused, p.waiting.Load())
+	if _, waiting, refused := g.figures(); refused != refusedBefore+4 || waiting != 0 {
+		t.Errorf("%d counted as refused of 4, %d as waiting", refused-refusedBefore, waiting)
 	}
 	waited := make(chan error)
-	go func() { _, err := p.hash(t.Context(), testPassword); waited <- err }()
-	for p.waiting.Load() != 1 {
+	go func() { _, err := p.hash(t.Context(), netip.Addr{}, testPassword); waited <- err }()
+	for waiting := 0; waiting != 1; _, waiting, _ = g.figures() {
 		runtime.Gosched()
 	}
-	for range cap(p.gate) {
-		<-p.gate
+	leave()
+	if err := <-waited; err != nil {
+		t.Error("whoever waited:", err)
 	}
-	if err := <-waited; err != nil || p.waiting.Load() != 0 {
-		t.Errorf("whoever waited: %v, %d still wait", err, p.waiting.Load())
-	}
-	if ok, _, err := p.verify(t.Context(), testPasswordHash(), testPassword); !ok || err != nil || len(p.gate) != 0 {
-		t.Error(ok, err, len(p.gate))
+	ok, _, err := p.verify(t.Context(), netip.Addr{}, testPasswordHash(), testPassword)
+	if running, waiting, _ := g.figures(); !ok || err != nil || running+waiting != 0 {
+		t.Error(ok, err, running, waiting)
 	}
 }
 

@@ -33,17 +33,22 @@ type server struct {
 	rules     map[string]rule
 	deliver   func(context.Context, message) error // room:mail
 	newMail   chan struct{}                        // wakes this replica's sender // room:mail
-	inFlight  chan struct{}                        // one for each request that is worked on
-	largeBody chan struct{}                        // one for each large body that is being read
+	inFlight  *places                              // one for each request that is worked on
+	largeBody *places                              // one for each large body that is being read
+	answers   *places                              // one for each byte of a large answer that is being written
+	exporting gate                                 // one place for each export that is being made // room:audit
 	mux       *http.ServeMux
 	draining  atomic.Bool
 }
 
-// Limits of one replica (R14). What is above them is refused at once.
+// Limits of one replica (R14), of which a client has four fifths at most. What is above them is refused at once.
 const (
-	maxInFlight    = 512     // requests that it works on
-	smallBody      = 4 << 10 // every honest body is smaller
-	maxLargeBodies = 64      // larger ones that are on their way; all small ones are read
+	maxInFlight    = 640      // requests that it works on
+	smallBody      = 4 << 10  // every honest body is smaller
+	maxLargeBodies = 80       // larger ones that are on their way; all small ones are read
+	smallAnswer    = 16 << 10 // most are smaller
+	maxAnswers     = 16 << 20 // bytes of larger ones that wait for their readers (R101)
+	maxExports     = 1        // that it makes at once: each takes megabytes
 )
 
 // newServer wires a replica; it opens no connection.
@@ -54,9 +59,9 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 	}
 	s := &server{
 		cfg: cfg, log: log, pool: pool, db: db{q: pool}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength, currentParams),
-		inFlight:  make(chan struct{}, maxInFlight),
-		newMail:   make(chan struct{}, 1), // room:mail
-		largeBody: make(chan struct{}, maxLargeBodies), mux: http.NewServeMux(),
+		newMail:   make(chan struct{}, 1),   // room:mail
+		exporting: gate{places: maxExports}, // room:audit
+		inFlight:  newPlaces(maxInFlight), largeBody: newPlaces(maxLargeBodies), answers: newPlaces(maxAnswers), mux: http.NewServeMux(),
 	}
 	s.rules = newRules(s.passwords)
 	s.metrics = newMetrics(s) // room:metrics
@@ -85,7 +90,8 @@ type response struct {
 	userID    string
 	status    int
 	bytes     int
-	place     chan struct{} // that the request holds a place in; nil when it holds none
+	origin    origin
+	inFlight  *places // where the request holds a place; nil when it holds none
 }
 
 func (w *response) WriteHeader(status int) {
@@ -107,9 +113,9 @@ func (w *response) Write(b []byte) (int, error) {
 
 // leave gives the place back.
 func (w *response) leave() {
-	if w.place != nil {
-		<-w.place
-		w.place = nil
+	if w.inFlight != nil {
+		w.inFlight.leave(w.origin, 1)
+		w.inFlight = nil
 	}
 }
 
@@ -177,8 +183,9 @@ func (s *server) recoverPanics(next http.Handler) http.Handler {
 	})
 }
 
-// shed refuses what is above maxInFlight, before it costs anything; health checks always pass. The body is read first,
-// and the place given back when the answer begins, so that clients who send or read slowly hold none.
+// shed refuses what is above maxInFlight or an origin's share of it, before it costs anything; health checks always pass.
+// The body is read first, and the place given back when the answer begins, so that clients who send or read slowly hold
+// none.
 func (s *server) shed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w := rw.(*response)
@@ -186,37 +193,35 @@ func (s *server) shed(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		if err := s.readAhead(r); err != nil {
+		w.origin = originOf(s.clientIP(r))
+		if err := s.readAhead(w.origin, r); err != nil {
 			w.Header().Set("Connection", "close") // or the answer would wait for the rest of the body
 			s.writeError(w, r, err)
 			return
 		}
-		select {
-		case s.inFlight <- struct{}{}:
-			w.place = s.inFlight
-			defer w.leave()
-			next.ServeHTTP(w, r)
-		default:
+		if !s.inFlight.take(w.origin, 1) {
 			s.writeError(w, r, errOverloaded)
+			return
 		}
+		w.inFlight = s.inFlight
+		defer w.leave()
+		next.ServeHTTP(w, r)
 	})
 }
 
 // readAhead replaces the body by what was sent, at most maxBody bytes (R03). Only maxLargeBodies can fill the memory
 // with more than smallBody each.
-func (s *server) readAhead(r *http.Request) error {
+func (s *server) readAhead(o origin, r *http.Request) error {
 	if r.Body == http.NoBody {
 		return nil
 	}
 	limited := http.MaxBytesReader(nil, r.Body, maxBody)
 	body, err := io.ReadAll(io.LimitReader(limited, smallBody))
 	if err == nil && len(body) == smallBody {
-		select {
-		case s.largeBody <- struct{}{}:
-			defer func() { <-s.largeBody }()
-		default:
+		if !s.largeBody.take(o, 1) {
 			return errOverloaded
 		}
+		defer s.largeBody.leave(o, 1)
 		var rest []byte
 		rest, err = io.ReadAll(limited)
 		body = append(body, rest...)

@@ -316,9 +316,7 @@ func TestHashingGate(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, behindProxy, throttled)
 	m := s.newUser("ada@example.com", "user")
-	for range cap(s.passwords.gate) {
-		s.passwords.gate <- struct{}{}
-	}
+	leave := s.passwords.gate.fill()
 	if a := s.signInAs(m.email, testPassword).want(503, "overloaded"); a.header.Get("Retry-After") != "1" {
 		t.Error(a.header)
 	}
@@ -326,9 +324,7 @@ func TestHashingGate(t *testing.T) {
 		t.Errorf("%d failures were counted", n)
 	}
 	s.get("/v1/users/me", m.token).want(200, "")
-	for range cap(s.passwords.gate) {
-		<-s.passwords.gate
-	}
+	leave()
 	s.signInAs(m.email, testPassword).want(200, "")
 }
 
@@ -336,16 +332,14 @@ func TestHashingGate(t *testing.T) {
 func TestInFlightCap(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	for range maxInFlight {
-		s.inFlight <- struct{}{}
-	}
+	leave := s.inFlight.fill()
 	if a := s.get("/v1/users/me", "").want(503, "overloaded"); a.header.Get("Retry-After") != "1" {
 		t.Error(a.header)
 	}
 	s.get("/healthz", "").want(200, "")
-	for range maxInFlight {
-		<-s.inFlight
-	}
+	s.get("/readyz", "").want(200, "")
+	leave()
+	s.get("/v1/users/me", "").want(401, "unauthorized")
 }
 
 // R14, R86: when every connection is taken, a request waits two seconds and is told to come back.

@@ -43,7 +43,7 @@ func BenchmarkEnumeration(b *testing.B) {
 				s := newTestServer(b, func(c *config) {
 					c.Throttle, c.TrustedProxies = "on", []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 				})
-				hash, err := s.passwords.hash(b.Context(), testPassword)
+				hash, err := s.passwords.hash(b.Context(), netip.Addr{}, testPassword)
 				if err != nil {
 					b.Fatal(err)
 				}
