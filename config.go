@@ -196,12 +196,12 @@ func (cfg *config) checkMail(p *problems) { // room:mail
 	if needed && cfg.SMTPURL == "" {
 		p.add("SMTP_URL", "is required: smtp://user:password@host:587 (or EMAIL_VERIFICATION=false)")
 	}
-	_, err := mail.ParseAddress(cfg.MailFrom)
-	if err != nil && (needed || cfg.MailFrom != "") {
-		p.add("MAIL_FROM", "must be an address such as Roster <no-reply@example.com>")
+	from, err := mail.ParseAddress(cfg.MailFrom)
+	if (err != nil || !isASCII(from.Address)) && (needed || cfg.MailFrom != "") {
+		p.add("MAIL_FROM", "must be an address in ASCII such as Roster <no-reply@example.com>")
 	}
 	if cfg.SMTPURL != "" {
-		if cfg.smtp, err = newSMTPSender(cfg.SMTPURL, cfg.MailFrom, cfg.dev); err != nil {
+		if cfg.smtp, err = newSMTPSender(cfg, from); err != nil {
 			p.add("SMTP_URL", "%v", err)
 		}
 	}

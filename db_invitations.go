@@ -77,21 +77,19 @@ func (d db) deleteInvitationByToken(ctx context.Context, hash []byte) (takenInvi
 		returning organization_id, email, role`, hash)
 }
 
-// invitationMail is what the text of an invitation says.
-type invitationMail struct {
-	Organization string
-	Inviter      string
-}
-
-// updateInvitationToken makes hash the one live token of the invitation that a mail is for; pgx.ErrNoRows when it was
-// withdrawn or accepted meanwhile, or was mailed anew since.
-func (d db) updateInvitationToken(ctx context.Context, hash []byte, mailID string) (invitationMail, error) {
-	return one[invitationMail](ctx, d, `
+// updateInvitationToken makes hash the one live token of the invitation that a mail is for, and tells the mail whose
+// names to say; pgx.ErrNoRows when it was withdrawn or accepted meanwhile, has expired, or a newer mail is for it.
+func (d db) updateInvitationToken(ctx context.Context, hash []byte, mailID string, data map[string]any) error {
+	var organization, inviter string
+	err := d.q.QueryRow(ctx, `
 		update invitations i set token_hash = $1
 		from mails m, organizations o, users u
-		where m.id = $2 and i.id = m.invitation_id and o.id = i.organization_id and u.id = i.invited_by and not exists (
-			select from mails newer where newer.invitation_id = i.id and newer.created_at > m.created_at)
-		returning o.name as organization, u.name as inviter`, hash, mailID)
+		where m.id = $2 and m.failed_at is null and i.id = m.invitation_id and i.expires_at > now()
+			and o.id = i.organization_id and u.id = i.invited_by
+			and not exists (select from mails newer where newer.invitation_id = i.id and newer.created_at > m.created_at)
+		returning o.name, u.name`, hash, mailID).Scan(&organization, &inviter)
+	data["Organization"], data["Inviter"] = quoted(organization), quoted(inviter)
+	return err
 }
 
 func (d db) deleteInvitationsTo(ctx context.Context, email string) error {

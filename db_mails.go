@@ -15,6 +15,7 @@ type mailRow struct {
 	Recipient string
 	Attempts  int
 	Age       time.Duration
+	Uncertain bool // an earlier attempt may have delivered it
 }
 
 // newMail is a mail to be sent.
@@ -52,7 +53,8 @@ func (d db) leaseMail(ctx context.Context, lease time.Duration) (mailRow, error)
 		where id = (
 			select id from mails where sent_at is null and failed_at is null and next_attempt_at <= now()
 			order by next_attempt_at limit 1 for update skip locked)
-		returning id, coalesce(user_id, registration_id) as subject, kind, recipient, attempts, now() - created_at as age`, lease)
+		returning id, coalesce(user_id, registration_id) as subject, kind, recipient, attempts, now() - created_at as age,
+			link_expires_at is not null as uncertain`, lease)
 }
 
 func (d db) updateMailSent(ctx context.Context, id string) error {
@@ -64,31 +66,12 @@ func (d db) updateMailFailed(ctx context.Context, id string) error {
 	return d.exec(ctx, `update mails set failed_at = now() where id = $1`, id)
 }
 
-// updateMailRetry plans the next attempt.
-func (d db) updateMailRetry(ctx context.Context, id string, delay time.Duration) error {
-	return d.exec(ctx, `update mails set next_attempt_at = now() + $2::interval where id = $1`, id, delay)
-}
-
-// lockMailOwner locks the user that a mail is for; pgx.ErrNoRows when the mail is gone.
-func (d db) lockMailOwner(ctx context.Context, mailID string) error {
-	return d.execOne(ctx, `
-		select u.id from users u join mails m on m.user_id = u.id where m.id = $1
-		for no key update of u`, mailID)
-}
-
-// upsertMailToken makes hash the one live token of the mail's owner for a purpose; older ones are void (R62). The
-// owner is locked, so voidMailTokens either sees the token or has taken the mail away: then it is pgx.ErrNoRows, as
-// it is for a mail that was late: what its owner asked for since, by a mail of one of kinds, must not be voided by it.
-func (d db) upsertMailToken(ctx context.Context, hash []byte, m mailRow, purpose string, ttl time.Duration, kinds []string) error {
-	return d.execOne(ctx, `
-		with live as (
-			select user_id, recipient, session_id from mails m
-			where id = $2 and failed_at is null and not exists (select 1 from mails newer
-				where newer.user_id = m.user_id and newer.kind = any($5) and newer.created_at > m.created_at))
-		insert into mail_tokens (token_hash, user_id, purpose, email, session_id, expires_at)
-		select $1, user_id, $3, recipient, session_id, now() + $4::interval from live
-		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, email = excluded.email,
-			session_id = excluded.session_id, expires_at = excluded.expires_at`, hash, m.ID, purpose, ttl, kinds)
+// updateMailRetry plans the next attempt. If the mail may have arrived by now, its link keeps the time that it has, else
+// nobody has the link, and the next attempt gives it its full time.
+func (d db) updateMailRetry(ctx context.Context, id string, delay time.Duration, uncertain bool) error {
+	return d.exec(ctx, `
+		update mails set next_attempt_at = now() + $2::interval, link_expires_at = case when $3 then link_expires_at end
+		where id = $1`, id, delay, uncertain)
 }
 
 // deleteMailsTo takes away what was mailed to the address of a user who goes, and nobody's mails to an address that was

@@ -43,13 +43,19 @@ func (d db) deleteRegistration(ctx context.Context, tokenHash []byte, passwordHa
 		returning id, email, name, password_hash`, tokenHash, passwordHash)
 }
 
-// updateRegistrationToken makes hash the one live token of the registration that a mail is for, for ttl from now;
-// pgx.ErrNoRows when the registration is gone, or was begun anew since the mail was asked for.
+// updateRegistrationToken makes hash the one live token of the registration that a mail is for, for ttl from the first
+// attempt that may have delivered it; pgx.ErrNoRows when the registration is gone or was begun anew since, or that time is
+// over.
 func (d db) updateRegistrationToken(ctx context.Context, hash []byte, mailID string, ttl time.Duration) error {
 	return d.execOne(ctx, `
-		update registrations r set token_hash = $1, expires_at = now() + $3::interval
-		from mails m where m.id = $2 and r.id = m.registration_id and not exists (
-			select from mails newer where newer.registration_id = r.id and newer.created_at > m.created_at)`, hash, mailID, ttl)
+		with live as (
+			update mails m set link_expires_at = coalesce(m.link_expires_at, now() + $3::interval)
+			where m.id = $2 and m.failed_at is null and (m.link_expires_at is null or m.link_expires_at > now())
+				and not exists (select from mails newer
+					where newer.registration_id = m.registration_id and newer.created_at > m.created_at)
+			returning m.registration_id, m.link_expires_at)
+		update registrations r set token_hash = $1, expires_at = live.link_expires_at
+		from live where r.id = live.registration_id`, hash, mailID, ttl)
 }
 
 // insertResetToken is upsertMailToken for a token that goes to the operator instead of a mailbox.
@@ -103,4 +109,44 @@ func (d db) voidMailTokens(ctx context.Context, userID string) error {
 	return firstError(
 		d.exec(ctx, `delete from mails where user_id = $1 and sent_at is null and kind = any($2)`, userID, tokenKinds),
 		d.exec(ctx, `delete from mail_tokens where user_id = $1`, userID))
+}
+
+// lockMailOwner locks the user that a mail is for; pgx.ErrNoRows when the mail is gone.
+func (d db) lockMailOwner(ctx context.Context, mailID string) error {
+	return d.execOne(ctx, `
+		select u.id from users u join mails m on m.user_id = u.id where m.id = $1
+		for no key update of u`, mailID)
+}
+
+// renewMailToken makes hash the one live token of the mail's owner. The owner is locked first, as in every flow of theirs:
+// a reset at this moment waits, or is waited for (R82). pgx.ErrNoRows when the mail must not be sent.
+func (d db) renewMailToken(ctx context.Context, hash []byte, m mailRow, kind mailKind) error {
+	return d.inTx(ctx, func(tx db) error {
+		if err := tx.lockMailOwner(ctx, m.ID); err != nil {
+			return err
+		}
+		return tx.upsertMailToken(ctx, hash, m, kind.purpose, kind.ttl, kindsFor(kind.purpose))
+	})
+}
+
+// upsertMailToken makes hash the one live token of the mail's owner for a purpose; older ones are void (R62). It is
+// pgx.ErrNoRows when the mail must not be sent: it was given up or voided (the owner is locked, so voidMailTokens either
+// sees the token or has taken the mail away); it went to an address that its owner has left; its owner has asked for a
+// newer one since, by a mail of one of kinds; or an earlier attempt may have delivered it, and its link has been used
+// or has expired.
+func (d db) upsertMailToken(ctx context.Context, hash []byte, m mailRow, purpose string, ttl time.Duration, kinds []string) error {
+	return d.execOne(ctx, `
+		with live as (
+			update mails m set link_expires_at = coalesce(m.link_expires_at, now() + $4::interval)
+			from users u
+			where m.id = $2 and m.failed_at is null and u.id = m.user_id and (u.email = m.recipient or $3 = 'confirm-email')
+				and (m.link_expires_at is null
+					or exists (select from mail_tokens t where t.user_id = u.id and t.purpose = $3 and t.expires_at > now()))
+				and not exists (select from mails newer
+					where newer.user_id = m.user_id and newer.kind = any($5) and newer.created_at > m.created_at)
+			returning m.user_id, m.recipient, m.session_id, m.link_expires_at)
+		insert into mail_tokens (token_hash, user_id, purpose, email, session_id, expires_at)
+		select $1, user_id, $3, recipient, session_id, link_expires_at from live
+		on conflict (user_id, purpose) do update set token_hash = excluded.token_hash, email = excluded.email,
+			session_id = excluded.session_id, expires_at = excluded.expires_at`, hash, m.ID, purpose, ttl, kinds)
 }

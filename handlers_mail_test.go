@@ -212,7 +212,7 @@ func TestOutboxStatements(t *testing.T) {
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(s.db.updateMailRetry(t.Context(), ids["first"], time.Hour), s.db.updateMailFailed(t.Context(), ids["second"]), s.db.updateMailSent(t.Context(), ids["later"])); err != nil {
+	if err := errors.Join(s.db.updateMailRetry(t.Context(), ids["first"], time.Hour, false), s.db.updateMailFailed(t.Context(), ids["second"]), s.db.updateMailSent(t.Context(), ids["later"])); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"first": "in 60 min", "second": "failed", "sent": "sent", "given up": "failed", "later": "sent"} {

@@ -19,10 +19,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"text/template"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -50,9 +52,6 @@ const (
 	purposeInvitation    = "accept-invitation"
 )
 
-// tokenKinds are the mails that carry a token of their owner.
-var tokenKinds = []string{mailResetPassword, mailSetPassword, mailChangeEmail}
-
 const changeEmailTTL = time.Hour
 
 // mailKind is what sets one kind of mail apart.
@@ -61,32 +60,36 @@ type mailKind struct {
 	ttl     time.Duration
 }
 
-func (s *server) mailKinds() map[string]mailKind {
+// mailKinds is the table of all kinds of mail.
+func mailKinds(cfg config) map[string]mailKind {
 	return map[string]mailKind{
-		mailRegistration:      {purposeVerifyEmail, s.cfg.VerifyTTL},
+		mailRegistration:      {purposeVerifyEmail, cfg.VerifyTTL}, // room:mailflows
 		mailAccountExists:     {},
-		mailResetPassword:     {purposeResetPassword, s.cfg.ResetTTL},
-		mailSetPassword:       {purposeResetPassword, s.cfg.VerifyTTL},
+		mailResetPassword:     {purposeResetPassword, cfg.ResetTTL},  // room:mailflows
+		mailSetPassword:       {purposeResetPassword, cfg.VerifyTTL}, // room:mailflows
 		mailChangeEmail:       {purposeConfirmEmail, changeEmailTTL},
 		mailChangeEmailNotice: {},
 		mailPasswordChanged:   {},
-		mailInvitation:        {purposeInvitation, s.cfg.InvitationTTL},
+		mailInvitation:        {purposeInvitation, cfg.InvitationTTL}, // room:invitations
 	}
 }
 
-// kindsFor returns the kinds of mail that carry tokens of a purpose.
-func (s *server) kindsFor(purpose string) (kinds []string) {
-	for name, kind := range s.mailKinds() {
-		if kind.purpose == purpose {
+// kindsFor returns the kinds of mail that carry tokens of these purposes.
+func kindsFor(purposes ...string) (kinds []string) {
+	for name, kind := range mailKinds(config{}) {
+		if slices.Contains(purposes, kind.purpose) {
 			kinds = append(kinds, name)
 		}
 	}
 	return kinds
 }
 
+// tokenKinds are the mails that carry a token of their owner.
+var tokenKinds = kindsFor(purposeVerifyEmail, purposeResetPassword, purposeConfirmEmail)
+
 // message is a mail ready to be sent.
 type message struct {
-	ID      string // stable over attempts: the Message-ID is made of it
+	ID      string // of this attempt, for the Message-ID: what looks like a copy may be thrown away
 	To      string
 	Subject string
 	Text    string
@@ -94,9 +97,9 @@ type message struct {
 	Token   string // for dev, which prints it
 }
 
-// hide takes the address and the token out of what a server says: it may repeat what it refuses (R96).
-func (m message) hide(text string) string {
-	return strings.NewReplacer(m.To, "(recipient)", cmp.Or(m.Token, m.To), "(token)").Replace(text)
+// hide takes the address and the token of a mail out of what a server says: it may repeat what it refuses (R96).
+func hide(text, address, token string) string {
+	return strings.NewReplacer(address, "(recipient)", cmp.Or(token, address), "(token)").Replace(text)
 }
 
 //go:embed mails
@@ -108,17 +111,11 @@ var (
 )
 
 // render makes the text and the HTML of a mail from its one file: two header lines, then paragraphs, of which the
-// link becomes a button. Only invitations hold words that somebody chose: names, which no mail program makes links of.
-func (s *server) render(m mailRow, token string, invited invitationMail) (message, error) {
-	kind := s.mailKinds()[m.Kind]
-	data := map[string]any{"Product": productName, "Link": s.cfg.AppURL + "/", "TTL": humanDuration(kind.ttl),
-		"Organization": unlinked.Replace(invited.Organization), "Inviter": unlinked.Replace(invited.Inviter)}
-	if token != "" {
-		data["Link"] = s.link(kind.purpose, token)
-	}
+// link becomes a button. Only invitations hold words that somebody chose: names, which are quoted.
+func render(m mailRow, token string, data map[string]any) (message, error) {
 	var text, html strings.Builder
 	if err := mailTexts.ExecuteTemplate(&text, m.Kind+".txt", data); err != nil {
-		return message{}, fmt.Errorf("mail %s: %w", m.Kind, err)
+		return message{}, err
 	}
 	head, body, _ := strings.Cut(text.String(), "\n\n")
 	for line := range strings.Lines(head) {
@@ -127,9 +124,10 @@ func (s *server) render(m mailRow, token string, invited invitationMail) (messag
 	}
 	data["Paragraphs"] = strings.Split(strings.TrimSpace(body), "\n\n")
 	if err := mailLayout.Execute(&html, data); err != nil {
-		return message{}, fmt.Errorf("mail %s: %w", m.Kind, err)
+		return message{}, err
 	}
-	return message{ID: m.ID, To: m.Recipient, Subject: data["Subject"].(string), Text: body, HTML: html.String(), Token: token}, nil
+	return message{ID: fmt.Sprintf("%s.%d", m.ID, m.Attempts), To: m.Recipient, Subject: data["Subject"].(string), Text: body,
+		HTML: html.String(), Token: token}, nil
 }
 
 // link leads to the page of a purpose. In the fragment the token reaches no server log, no Referer and no scanner that
@@ -138,8 +136,25 @@ func (s *server) link(purpose, token string) string {
 	return s.cfg.AppURL + "/#/" + purpose + "?token=" + url.QueryEscape(token)
 }
 
-// unlinked puts a zero-width space where an address would need none, so that a name cannot pass for a link (R26).
-var unlinked = strings.NewReplacer(".", ".\u200b", ":", ":\u200b", "/", "/\u200b", "@", "@\u200b")
+// lookalikes are the characters outside Unicode's punctuation that pass for a dot, colon, slash or @.
+const lookalikes = "\u0660\u06f0\ua4f8\U0001d16d" + "\u0903\u0a83\u02d0\u02f8\ua789\ua4fd\u2236" +
+	"\u2044\u2215\u2571\u27cb\u29f8\u3033\u30ce\u31d3\u4e36\u4e3f\u2f02\u2f03"
+
+// quoted is a name as a mail shows it: in quotation marks that it cannot end, and with a zero-width space behind whatever
+// could make a link or an address of it (R26).
+func quoted(name string) string {
+	b := []rune{'“'}
+	for _, r := range name {
+		if unicode.Is(unicode.Quotation_Mark, r) || unicode.Is(unicode.Pi, r) || unicode.Is(unicode.Pf, r) {
+			r = '\''
+		}
+		b = append(b, r)
+		if strings.ContainsRune(`.:/@\`+lookalikes, r) || r > unicode.MaxASCII && unicode.Is(unicode.Po, r) {
+			b = append(b, '\u200b')
+		}
+	}
+	return string(append(b, '”'))
+}
 
 const productName = "roster"
 
@@ -160,8 +175,8 @@ func humanDuration(d time.Duration) string {
 }
 
 const (
-	mailSenders = 4               // a replica; a server that hangs holds up one of them
-	mailLease   = 2 * time.Minute // longer than a conversation may take
+	mailSenders = 4                // a replica; a server that hangs holds up one of them
+	mailLease   = 15 * time.Minute // longer than a conversation may take
 	mailPoll    = time.Second
 	mailGrace   = 5 * time.Second    // for the mail in hand when the replica stops
 	mailMaxAge  = 3 * 24 * time.Hour // then a mail is given up
@@ -232,11 +247,11 @@ func (s *server) sendMails(ctx context.Context) {
 	}
 }
 
-// sendNextMail leases a mail, makes its token, and sends it with no transaction open; pgx.ErrNoRows when none is due.
+// sendNextMail leases a mail and sends it, with no transaction open; pgx.ErrNoRows when none is due. What is wrong with
+// the one mail is written into its row and stops none after it (R110); an error is the database's.
 func (s *server) sendNextMail(stopping context.Context) error {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(stopping))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(stopping), mailLease)
 	defer cancel()
-	defer context.AfterFunc(stopping, func() { time.AfterFunc(mailGrace, cancel) })()
 	m, err := s.db.leaseMail(ctx, mailLease)
 	if err != nil {
 		return err
@@ -244,51 +259,72 @@ func (s *server) sendNextMail(stopping context.Context) error {
 	if m.Age > mailMaxAge && m.Attempts == 1 {
 		return s.giveUp(ctx, m)
 	}
-	kind, known := s.mailKinds()[m.Kind]
-	if !known {
-		return fmt.Errorf("mail %s is of the unknown kind %q", m.ID, m.Kind)
+	msg, err := s.prepare(ctx, m)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return s.db.updateMailFailed(ctx, m.ID)
 	}
-	var token string
-	var invited invitationMail
-	if kind.purpose != "" {
-		var hash []byte
-		token, hash = newMailToken()
-		switch kind.purpose {
-		case purposeInvitation:
-			invited, err = s.db.updateInvitationToken(ctx, hash, m.ID)
-		case purposeVerifyEmail:
-			err = s.db.updateRegistrationToken(ctx, hash, m.ID, kind.ttl)
-		default:
-			err = s.db.inTx(ctx, func(tx db) error {
-				// The owner first, as in every flow of theirs: a reset at this moment waits, or is waited for (R82).
-				if err := tx.lockMailOwner(ctx, m.ID); err != nil {
-					return err
-				}
-				return tx.upsertMailToken(ctx, hash, m, kind.purpose, kind.ttl, s.kindsFor(kind.purpose))
-			})
-		}
-		if errors.Is(err, pgx.ErrNoRows) { // the mail was voided meanwhile, or a newer one has taken its place
-			return s.db.updateMailFailed(ctx, m.ID)
-		}
-		if err != nil {
-			return err
-		}
+	sending, hangUp := context.WithCancel(ctx)
+	defer hangUp()
+	defer context.AfterFunc(stopping, func() { time.AfterFunc(mailGrace, hangUp) })()
+	if err == nil {
+		err = s.deliver(sending, msg)
 	}
-	msg, err := s.render(m, token, invited)
-	if err != nil {
-		return err
-	}
-	if err = s.deliver(ctx, msg); err == nil {
+	if err == nil {
 		s.metrics.mails.WithLabelValues("sent").Inc() // room:metrics
-		return s.db.updateMailSent(ctx, m.ID)
+		return s.noteSent(ctx, sending, m.ID)
 	}
+	uncertain := m.Uncertain || errors.Is(err, errUnknown)
 	retry := !errors.Is(err, errRefused) && m.Age < mailMaxAge
-	s.log.Warn("mail not delivered", "mail_id", m.ID, "kind", m.Kind, "attempts", m.Attempts, "retry", retry, "cause", msg.hide(err.Error()))
+	s.log.Warn("mail not delivered", "mail_id", m.ID, "kind", m.Kind, "attempts", m.Attempts, "retry", retry,
+		"cause", hide(err.Error(), m.Recipient, msg.Token))
 	if !retry {
 		return s.giveUp(ctx, m)
 	}
 	s.metrics.mails.WithLabelValues("retried").Inc() // room:metrics
-	return s.db.updateMailRetry(ctx, m.ID, backoff(m.Attempts))
+	return s.db.updateMailRetry(ctx, m.ID, backoff(m.Attempts), uncertain)
+}
+
+// prepare makes the message of a leased mail, and its token the one that is live; pgx.ErrNoRows when the mail must not
+// be sent any more.
+func (s *server) prepare(ctx context.Context, m mailRow) (message, error) {
+	kind, known := mailKinds(s.cfg)[m.Kind]
+	if !known {
+		return message{}, errors.New("this version knows no such kind of mail")
+	}
+	data := map[string]any{"Product": productName, "Link": s.cfg.AppURL + "/", "TTL": humanDuration(kind.ttl)}
+	if kind.purpose == "" {
+		return render(m, "", data)
+	}
+	token, hash := s.keys.mailToken(kind.purpose, m.ID)
+	data["Link"] = s.link(kind.purpose, token)
+	var err error
+	switch kind.purpose {
+	case purposeInvitation: // room:invitations
+		err = s.db.updateInvitationToken(ctx, hash, m.ID, data) // room:invitations
+	case purposeVerifyEmail: // room:mailflows
+		err = s.db.updateRegistrationToken(ctx, hash, m.ID, kind.ttl) // room:mailflows
+	default: // room:mailflows
+		err = s.db.renewMailToken(ctx, hash, m, kind) // room:mailflows
+	}
+	if err != nil {
+		return message{}, err
+	}
+	return render(m, token, data)
+}
+
+// noteSent notes that a mail was delivered, until it succeeds or sending has ended: a note that is lost means a copy.
+func (s *server) noteSent(ctx, sending context.Context, id string) error {
+	for {
+		err := s.db.updateMailSent(ctx, id)
+		if err == nil || sending.Err() != nil {
+			return err
+		}
+		s.log.Warn("noting that a mail was sent", "mail_id", id, "cause", err.Error())
+		select {
+		case <-sending.Done():
+		case <-time.After(mailPoll):
+		}
+	}
 }
 
 // giveUp ends a mail that will never arrive: it is counted, and in the trail of whom it was for.

@@ -22,7 +22,7 @@ import (
 )
 
 // The three kinds of token: the access token, a JWT that other services can verify; the refresh token, an HMAC over
-// a session and its generation; and the mail token, random and stored as a hash. CONTRACT section 3.
+// a session and its generation; and the mail token, an HMAC over a mail and stored as a hash. CONTRACT section 3.
 
 const (
 	clientID       = "roster" // RFC 9068 section 2.2 requires the claim; there is one first-party client
@@ -40,6 +40,7 @@ type key struct {
 	private *ecdsa.PrivateKey
 	refresh []byte // HMAC key of refresh tokens
 	cursor  []byte // HMAC key of list cursors
+	mail    []byte // HMAC key of mail tokens
 }
 
 // keyRing holds the derived keys. The first secret signs, all verify, so a rotation signs nobody out (R48).
@@ -121,7 +122,7 @@ func deriveKey(secret []byte) (*key, jwk, error) {
 	kid := base64.RawURLEncoding.EncodeToString(thumbprint[:])
 	k := &key{
 		kid: kid, id: [4]byte(thumbprint[:4]), private: private,
-		refresh: derive("roster/refresh/hmac", 32), cursor: derive("roster/cursor/hmac", 32),
+		refresh: derive("roster/refresh/hmac", 32), cursor: derive("roster/cursor/hmac", 32), mail: derive("roster/mail/hmac", 32),
 	}
 	return k, jwk{Kty: "EC", Crv: "P-256", Kid: kid, Use: "sig", Alg: "ES256", X: x, Y: y}, nil
 }
@@ -298,7 +299,15 @@ func sum(key []byte, parts ...[]byte) []byte {
 	return mac.Sum(nil)
 }
 
-// newMailToken returns a single-use token of 43 characters and the hash that is stored of it (R60).
+// mailToken returns the single-use token of a mail, 43 characters, and the hash that is stored of it (R60). It is
+// deterministic: every attempt to send a mail sends the same link, with nothing stored that opens it.
+func (k *keyRing) mailToken(purpose, mailID string) (token string, hash []byte) {
+	id := uuid.MustParse(mailID)
+	token = base64.RawURLEncoding.EncodeToString(sum(k.signing.mail, []byte(purpose), id[:]))
+	return token, hashMailToken(token)
+}
+
+// newMailToken is mailToken for a link that no mail carries: random.
 func newMailToken() (token string, hash []byte) {
 	b := make([]byte, 32)
 	rand.Read(b) // never fails: crypto/rand aborts the program instead
