@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"math"
-	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/jackc/pgx/v5"
@@ -100,16 +99,8 @@ type export struct {
 	Sessions    []session        `json:"sessions"`
 	Memberships []userMembership `json:"memberships"` // room:organizations
 	Invitations []invitation     `json:"invitations"` // room:invitations
-	Mails       []exportedMail   `json:"mails"`
+	Mails       []exportedMail   `json:"mails"`       // room:mail
 	AuditEvents []auditEvent     `json:"audit_events"`
-}
-
-// exportedMail says which mails went to the user, without their texts: those are not stored.
-type exportedMail struct {
-	Kind      string     `json:"kind"`
-	Recipient string     `json:"recipient"`
-	CreatedAt time.Time  `json:"created_at"`
-	SentAt    *time.Time `json:"sent_at"`
 }
 
 // maxExportedEvents bounds the newest events of an export: it is made in memory.
@@ -137,10 +128,7 @@ func (d db) exportUser(ctx context.Context, u user, current string) (e export, e
 		if e.Invitations, err = tx.invitationsOf(ctx, u); err != nil { // room:invitations
 			return err
 		}
-		if e.Mails, err = many[exportedMail](ctx, tx, `
-			select kind, recipient, created_at, sent_at from mails
-			where user_id = $1 and kind <> $3 or recipient = $2 and $4 order by id desc`,
-			u.ID, u.Email, mailChangeEmail, u.EmailVerified); err != nil { // to other addresses they would tell which have an account (R37)
+		if e.Mails, err = tx.mailsOf(ctx, u); err != nil { // room:mail
 			return err
 		}
 		e.AuditEvents, err = many[auditEvent](ctx, tx, `

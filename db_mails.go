@@ -89,3 +89,19 @@ func (d db) pendingMails(ctx context.Context) (n int, oldest time.Duration, err 
 		Scan(&n, &oldest)
 	return n, oldest, err
 }
+
+// exportedMail says which mails went to the user, without their texts: those are not stored.
+type exportedMail struct {
+	Kind      string     `json:"kind"`
+	Recipient string     `json:"recipient"`
+	CreatedAt time.Time  `json:"created_at"`
+	SentAt    *time.Time `json:"sent_at"`
+}
+
+// mailsOf lists what was mailed in a user's name, and to the address if the user proved it (R105).
+func (d db) mailsOf(ctx context.Context, u user) ([]exportedMail, error) {
+	return many[exportedMail](ctx, d, `
+		select kind, recipient, created_at, sent_at from mails
+		where user_id = $1 and kind <> $3 or recipient = $2 and $4 order by id desc`,
+		u.ID, u.Email, mailChangeEmail, u.EmailVerified) // to other addresses they would tell which have an account (R37)
+}

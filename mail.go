@@ -156,8 +156,6 @@ func quoted(name string) string {
 	return string(append(b, '”'))
 }
 
-const productName = "roster"
-
 // humanDuration says 24 hours, 30 minutes or 7 days.
 func humanDuration(d time.Duration) string {
 	for _, unit := range []struct {

@@ -76,7 +76,8 @@ func newMetrics(s *server) *metrics {
 	total("roster_password_hashes_refused_total", "Password hashes that waited in vain.", func() float64 { _, _, refused := s.passwords.gate.figures(); return float64(refused) })
 	factory.NewGaugeFunc(prometheus.GaugeOpts{Name: "roster_build_info", Help: "1, with the version as labels.",
 		ConstLabels: prometheus.Labels{"version": buildVersion(), "goversion": runtime.Version()}}, func() float64 { return 1 })
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), outboxCollector{s})
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(outboxCollector{s}) // room:mail
 	return m
 }
 
@@ -91,19 +92,19 @@ func (m *metrics) observe(r *http.Request, status int, took time.Duration) {
 }
 
 // outboxCollector asks the database, once a scrape: the outbox belongs to all replicas.
-type outboxCollector struct{ s *server }
+type outboxCollector struct{ s *server } // room:mail
 
-var (
+var ( // room:mail
 	mailsPending = prometheus.NewDesc("roster_mails_pending", "Mails in the outbox that are not sent yet, of all replicas.", nil, nil)
 	mailsOldest  = prometheus.NewDesc("roster_mails_oldest_seconds", "Age of the oldest of them.", nil, nil)
 )
 
-func (outboxCollector) Describe(descriptions chan<- *prometheus.Desc) {
+func (outboxCollector) Describe(descriptions chan<- *prometheus.Desc) { // room:mail
 	descriptions <- mailsPending
 	descriptions <- mailsOldest
 }
 
-func (c outboxCollector) Collect(values chan<- prometheus.Metric) {
+func (c outboxCollector) Collect(values chan<- prometheus.Metric) { // room:mail
 	ctx, cancel := context.WithTimeout(context.Background(), readyTimeout)
 	defer cancel()
 	pending, oldest, err := c.s.db.pendingMails(ctx)

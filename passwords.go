@@ -21,6 +21,7 @@ import (
 // Passwords are hashed exactly as typed: never trimmed, cut or normalised (R28, R29).
 
 const (
+	productName       = "roster" // no password may be made of it
 	maxPasswordPoints = 256
 	maxPasswordBytes  = 1 << 10
 )
