@@ -32,6 +32,7 @@ func scopeOf(role string) string { return platformScopes[role] }
 // caller is who makes a request and from where; the user is empty on public routes.
 type caller struct {
 	user      user
+	need      access    // what the route asks for
 	session   string    // id of the session behind the access token
 	signedIn  time.Time // when that session began
 	ip        netip.Addr
@@ -41,7 +42,7 @@ type caller struct {
 // authenticate finds out who calls and whether the route is open to them. Rights never come from the token: one query
 // loads the user and the session, so that sign-out, disabling and demotion act on the next request (R50).
 func (s *server) authenticate(ctx context.Context, r *http.Request, need access) (caller, error) {
-	c := caller{ip: s.clientIP(r), userAgent: cleanUserAgent(r.UserAgent())}
+	c := caller{need: need, ip: s.clientIP(r), userAgent: cleanUserAgent(r.UserAgent())}
 	if need == public {
 		return c, nil
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // origin is where a request comes from, for what is shared fairly (R104): the client, an address of IPv4 or a /64 of
-// IPv6, and its network, the /24 or the /48 that one customer can have to themselves. All who cannot be told apart are one.
+// IPv6, and its network, the /24 or the /48 that one customer can have to themselves.
 type origin struct{ client, network netip.Prefix }
 
 func originOf(ip netip.Addr) origin {

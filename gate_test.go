@@ -89,6 +89,20 @@ func TestGateIsFair(t *testing.T) {
 	for len(g.queue) > 0 {
 		g.leave()
 	}
+	// Who has waited is not overtaken by networks that come new.
+	g.join(at("192.0.2.1"))
+	second := g.join(at("192.0.2.1"))
+	for i := range 2 {
+		g.join(at(fmt.Sprint("198.51.", i, ".1")))
+		g.leave()
+	}
+	g.join(at("198.51.100.7"))
+	if g.leave(); slices.Contains(g.queue, second) {
+		t.Error("newcomers are admitted first")
+	}
+	for len(g.queue) > 0 {
+		g.leave()
+	}
 	if g.leave(); g.running != 0 {
 		t.Errorf("%d places are taken", g.running)
 	}

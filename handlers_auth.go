@@ -166,8 +166,19 @@ func (s *server) issue(n newSession) (tokens, error) {
 	}, err
 }
 
-// refresh rotates a refresh token by one compare-and-set (R53). The immediate predecessor gets the identical successor
-// while that may be a lost reply; any older genuine token is a copy, and ends the session.
+// refresh rotates a refresh token (R53, R54). A token is an HMAC over a session and a generation (tokens.go), so it can be
+// made again at any time, byte for byte, and nothing of it is stored: the session's row knows the newest generation, n,
+// and whether an access token of n was shown (confirmed, set by authenticate).
+//
+//	shown  state of the session               answer
+//	n                                         n + 1, by one compare-and-set: of many at once one wins, the others show
+//	                                          the predecessor of what it got
+//	n - 1  n is younger than REFRESH_GRACE,   n again, the identical token: the reply was lost, or a second tab asked.
+//	       or has never been used             Later than the grace it is in the audit trail
+//	n - 1  n has been used, after the grace   a copy: the session ends, committed before the refusal
+//	older                                     the same
+//
+// So a lost reply signs nobody out, and whoever stole a token ends the session as soon as thief and owner are out of step.
 func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, error) {
 	sessionID, generation, err := s.keys.parseRefresh(token)
 	if err != nil {

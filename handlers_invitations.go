@@ -55,7 +55,7 @@ const maxPendingInvitations = 100
 // createInvitation invites an address, or renews its invitation: one is pending per organization and address (R77).
 // The token is made when the mail is sent and is nowhere else (R76).
 func (s *server) createInvitation(ctx context.Context, c caller, in createInvitationInput) (i invitation, err error) {
-	err = s.inOrganization(ctx, c, in.OrganizationID, invitationsWrite, func(tx db, role string) error {
+	err = s.inOrganization(ctx, c, in.OrganizationID, func(tx db, role string) error {
 		if !manages(role, in.Role) {
 			return errForbidden
 		}
@@ -117,7 +117,7 @@ type deleteInvitationInput struct {
 
 // deleteInvitation withdraws an invitation to a role below the caller's own; owners withdraw any (R72).
 func (s *server) deleteInvitation(ctx context.Context, c caller, in deleteInvitationInput) (none, error) {
-	return none{}, s.inOrganization(ctx, c, in.OrganizationID, invitationsWrite, func(tx db, role string) error {
+	return none{}, s.inOrganization(ctx, c, in.OrganizationID, func(tx db, role string) error {
 		offered, err := tx.deleteInvitation(ctx, in.OrganizationID, in.InvitationID)
 		if err != nil {
 			return orElse(err, errNotFound)

@@ -107,8 +107,9 @@ func lastOwner(organizations []organization) error {
 // Everything that depends on a role or changes one runs under a lock on the organization's row, and reads the caller's
 // role under it: what the request began with may be old (R73).
 
-// inOrganization runs fn with the organization locked and the role of a caller who has the permission.
-func (s *server) inOrganization(ctx context.Context, c caller, id string, need access, fn func(tx db, role string) error) error {
+// inOrganization runs fn with the organization locked and the role that the caller has then, if it still gives the
+// permission that the route asks for.
+func (s *server) inOrganization(ctx context.Context, c caller, id string, fn func(tx db, role string) error) error {
 	return s.db.inTx(ctx, func(tx db) error {
 		if err := tx.lockOrganization(ctx, id); err != nil {
 			return orElse(err, errNotFound)
@@ -117,7 +118,7 @@ func (s *server) inOrganization(ctx context.Context, c caller, id string, need a
 		if err != nil {
 			return err
 		}
-		if err := allow(role, need); err != nil {
+		if err := allow(role, c.need); err != nil {
 			return err
 		}
 		return fn(tx, role)
@@ -202,7 +203,7 @@ type updateOrganizationInput struct {
 }
 
 func (s *server) updateOrganization(ctx context.Context, c caller, in updateOrganizationInput) (o organization, err error) {
-	err = s.inOrganization(ctx, c, in.OrganizationID, orgUpdate, func(tx db, _ string) error {
+	err = s.inOrganization(ctx, c, in.OrganizationID, func(tx db, _ string) error {
 		if o, err = tx.updateOrganization(ctx, in.OrganizationID, in.Name, in.Slug, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
@@ -219,7 +220,7 @@ type deleteOrganizationInput struct {
 
 // deleteOrganization takes everything in it along, at once (R78).
 func (s *server) deleteOrganization(ctx context.Context, c caller, in deleteOrganizationInput) (none, error) {
-	return none{}, s.inOrganization(ctx, c, in.OrganizationID, orgDelete, func(tx db, _ string) error {
+	return none{}, s.inOrganization(ctx, c, in.OrganizationID, func(tx db, _ string) error {
 		if err := tx.deleteOrganization(ctx, in.OrganizationID, in.IfMatch); err != nil {
 			return orElse(err, errStale)
 		}
@@ -275,7 +276,7 @@ type updateMembershipInput struct {
 
 // updateMembership changes a role below the caller's own to another one below it; owners manage owners (R72).
 func (s *server) updateMembership(ctx context.Context, c caller, in updateMembershipInput) (m membership, err error) {
-	err = s.inOrganization(ctx, c, in.OrganizationID, membershipsWrite, func(tx db, role string) error {
+	err = s.inOrganization(ctx, c, in.OrganizationID, func(tx db, role string) error {
 		old, err := tx.membershipRole(ctx, in.OrganizationID, in.UserID)
 		if err != nil {
 			return orElse(err, errNotFound)
@@ -301,11 +302,10 @@ func (s *server) updateMembership(ctx context.Context, c caller, in updateMember
 // deleteMembership removes a member below the caller, or the caller: leaving needs no permission.
 func (s *server) deleteMembership(ctx context.Context, c caller, in membershipInput) (none, error) {
 	leaving := in.UserID == c.user.ID
-	need := membershipsWrite
-	if leaving {
-		need = membershipsRead
-	}
-	return none{}, s.inOrganization(ctx, c, in.OrganizationID, need, func(tx db, role string) error {
+	return none{}, s.inOrganization(ctx, c, in.OrganizationID, func(tx db, role string) error {
+		if err := allow(role, membershipsWrite); err != nil && !leaving {
+			return err
+		}
 		old, err := tx.membershipRole(ctx, in.OrganizationID, in.UserID)
 		if err != nil {
 			return orElse(err, errNotFound)
