@@ -36,6 +36,8 @@ insert into registrations (id, email, name, password_hash, token_hash, created_a
 update mails m set kind = 'registration', user_id = null, registration_id = p.id
     from pending p where m.user_id = p.id and m.kind = 'verify_email' and m.sent_at is null and m.failed_at is null;
 delete from users u using pending p where u.id = p.id;
+-- Whoever uses an account unconfirmed is not asked any more; a new password by mail confirms the address, too.
+delete from mails where kind = 'verify_email' and sent_at is null and failed_at is null;
 
 -- Attempts that wait for their verdict, beside those that were wrong, and until when that is to be believed.
 alter table throttles add column pending integer not null default 0;
