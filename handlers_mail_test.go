@@ -662,13 +662,7 @@ func (s *testServer) useMailToken(i int, token string) answer {
 // who moves and invites.
 func (s *testServer) newMailTokens() (tokens []string, owner member, organization string) {
 	s.t.Helper()
-	owner = s.newUser("moving@example.com", "user")
-	s.newUser("resetting@example.com", "user")
-	organization = s.post("/v1/organizations", owner.token, map[string]string{"name": "Acme"}).want(201, "").str("id")
-	s.startRegistration("registering@example.com", testPassword)
-	s.forgot("resetting@example.com").want(202, "")
-	s.move(owner.token, "moved@example.com", testPassword).want(202, "")
-	s.inviteTo(owner, organization, "invited@example.com")
+	owner, organization = s.askForMailTokens()
 	return []string{s.newestToken("registering@example.com"), s.newestToken("resetting@example.com"),
 		s.newestToken("moved@example.com"), s.newestToken("invited@example.com")}, owner, organization
 }

@@ -468,7 +468,7 @@ func TestSMTPOverIPv6(t *testing.T) {
 		return
 	}
 	// A machine without IPv6 can still tell an address that cannot be reached from one that is none.
-	sender, err := newSMTPSender(&config{SMTPURL: "smtps://[::1]:465"}, &mail.Address{Address: "a@roster.example"})
+	sender, err := newSMTPSender(&config{SMTPURL: "smtps://[::1]:465", PublicURL: "https://api.example"}, &mail.Address{Address: "a@roster.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
