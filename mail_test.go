@@ -1,3 +1,5 @@
+// room:mail
+
 package main
 
 import (
@@ -51,7 +53,7 @@ func (s *testServer) sendAll(deliver func(context.Context, message) error) {
 	}
 }
 
-// R68: whatever becomes of a conversation after the final dot, the mail may have arrived. It is sent again, by any
+// R68, R114: whatever becomes of a conversation after the final dot, the mail may have arrived. It is sent again, by any
 // replica, as a mail of its own with the same link, so that whichever copy is read works, once.
 func TestMailUnknownOutcome(t *testing.T) {
 	t.Parallel()
@@ -187,7 +189,7 @@ func TestInvitationRetryDoesNotVoidNewer(t *testing.T) {
 	s.useMailToken(3, got[1].Token).want(201, "")
 }
 
-// A mail that was written by a transaction that began before the account's address changed: its token would open the
+// R106: a mail that was written by a transaction that began before the account's address changed: its token would open the
 // account to whoever has the old mailbox. A change of address is what goes elsewhere.
 func TestMailToAddressThatWasLeft(t *testing.T) {
 	t.Parallel()
