@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,15 +25,35 @@ func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string
 	if err != nil {
 		return nil, err
 	}
-	return &server{cfg: cfg, pool: pool, db: db{pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
+	var keys *keyRing
+	if len(cfg.secrets) > 0 { // no command needs them, and prune can do with them
+		if keys, err = newKeyRing(cfg); err != nil {
+			return nil, err
+		}
+	}
+	return &server{cfg: cfg, keys: keys, pool: pool, db: db{pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams, cfg.words()...)}, nil
+}
+
+const adminUsage = "admin EMAIL [--password-stdin]" +
+	" [--reset-second-factor]" + // room:second-factor
+	""
+
+// cutFlag returns the arguments without a flag, and whether it was there.
+func cutFlag(args []string, flag string) (rest []string, found bool) {
+	i := slices.Index(args, flag)
+	if i < 0 {
+		return args, false
+	}
+	return slices.Concat(args[:i], args[i+1:]), true
 }
 
 // runAdmin is the command: admin EMAIL [--password-stdin]. It makes a platform admin of the account, which it makes or
 // enables as needed, and prints a one-time link to choose a password, unless one comes by standard input.
 func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, stdin io.Reader, stdout io.Writer) error {
-	fromStdin := len(args) == 2 && args[1] == "--password-stdin"
-	if len(args) != 1 && !fromStdin {
-		return usageError("admin EMAIL [--password-stdin]")
+	args, resetFactor := cutFlag(args, "--reset-second-factor") // room:second-factor
+	args, fromStdin := cutFlag(args, "--password-stdin")
+	if len(args) != 1 {
+		return usageError(adminUsage)
 	}
 	email, code, detail := checkEmail(args[0])
 	if code != "" {
@@ -50,11 +72,17 @@ func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, std
 	}
 	token, tokenHash := newMailToken()
 	err = s.db.inTx(ctx, func(tx db) error {
+		before, err := tx.accountByEmail(ctx, email)
+		if err := inOrder(orElse(err, nil), s.proveAddress(ctx, tx, cmp.Or(before.ID, newID()), nil)); err != nil {
+			return err
+		}
 		id, err := tx.upsertAdmin(ctx, newID(), email, hash)
 		if err != nil {
 			return err
 		}
-		if err := inOrder(tx.deleteSessions(ctx, id, nil), tx.voidMailTokens(ctx, id)); err != nil {
+		if err := inOrder(
+			s.resetByCommand(ctx, tx, user{ID: id, Email: email}, resetFactor), // room:second-factor
+			tx.deleteSessions(ctx, id, nil), tx.voidMailTokens(ctx, id)); err != nil {
 			return err
 		}
 		if hash == "" {
@@ -111,6 +139,33 @@ func (d db) insertResetToken(ctx context.Context, hash []byte, userID, email str
 		hash, userID, purposeResetPassword, email, ttl)
 }
 
+// runSessions is the command: sessions --end-all. It signs everybody out.
+func runSessions(ctx context.Context, args []string, lookup envconfig.Lookuper, stdout io.Writer) error {
+	if len(args) != 1 || args[0] != "--end-all" {
+		return usageError("sessions --end-all")
+	}
+	cfg, err := loadConfig(ctx, lookup, true, "DATABASE_URL")
+	if err != nil {
+		return err
+	}
+	conn, err := connectDirectly(ctx, cfg.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var ended int64
+	err = db{conn}.inTx(ctx, func(tx db) error {
+		tag, err := tx.execTag(ctx, `delete from sessions`)
+		ended = tag.RowsAffected()
+		return inOrder(err, tx.audit(ctx, caller{}, "session.all_ended", nil, nil, nil))
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "%d sessions ended\n", ended)
+	return nil
+}
+
 // runPrune is the command that does what serve does now and then.
 func runPrune(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) error {
 	s, err := openCommand(ctx, lookup, "DATABASE_URL", "AUDIT_RETENTION")
@@ -119,6 +174,7 @@ func runPrune(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	}
 	defer s.pool.Close()
 	deleted, err := s.db.prune(ctx, s.cfg.AuditRetention)
+	err = errors.Join(err, s.resealSecondFactors(ctx)) // room:second-factor
 	fmt.Fprintf(stdout, "%d rows deleted\n", deleted)
 	return err
 }

@@ -34,6 +34,7 @@ type config struct {
 	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h"`
 	RefreshMaxTTL     time.Duration  `env:"REFRESH_MAX_TTL, default=2160h"`
 	RefreshGrace      time.Duration  `env:"REFRESH_GRACE, default=30s"`
+	SecondFactor      string         `env:"SECOND_FACTOR, default=optional"`
 	SignupEnabled     bool           `env:"SIGNUP_ENABLED, default=true"`
 	EmailVerification bool           `env:"EMAIL_VERIFICATION, default=true"`
 	CORSOrigins       []string       `env:"CORS_ORIGINS"`
@@ -189,6 +190,9 @@ func (cfg *config) check(p *problems) {
 	if cfg.limits, err = parseLimits(cfg.Limits); err != nil {
 		p.add("LIMITS", "%v", err)
 	}
+	if !slices.Contains([]string{"optional", "admins", "all"}, cfg.SecondFactor) {
+		p.add("SECOND_FACTOR", "must be optional, admins or all")
+	}
 	if cfg.LogFormat != "json" && cfg.LogFormat != "text" {
 		p.add("LOG_FORMAT", "must be json or text")
 	}
@@ -209,6 +213,17 @@ func (cfg *config) checkMail(p *problems) {
 			p.add("SMTP_URL", "%v", err)
 		}
 	}
+}
+
+// words are the names that this service goes by: its hosts, and the parts of them.
+func (cfg *config) words() (words []string) {
+	for _, origin := range []string{cfg.AppURL, cfg.PublicURL} {
+		if u, err := url.Parse(origin); err == nil {
+			host := strings.ToLower(u.Hostname())
+			words = append(append(words, host), strings.Split(host, ".")...)
+		}
+	}
+	return words
 }
 
 // checkOrigin accepts https://host[:port], and http on the loopback or in dev.

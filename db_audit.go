@@ -52,13 +52,14 @@ func (d db) auditEvents(ctx context.Context, in listAuditEventsInput) ([]auditEv
 
 // export is everything stored about a user.
 type export struct {
-	User        user             `json:"user"`
-	HasPassword bool             `json:"has_password"`
-	Sessions    []session        `json:"sessions"`
-	Memberships []userMembership `json:"memberships"`
-	Invitations []invitation     `json:"invitations"`
-	Mails       []exportedMail   `json:"mails"`
-	AuditEvents []auditEvent     `json:"audit_events"`
+	User         user             `json:"user"`
+	HasPassword  bool             `json:"has_password"`
+	SecondFactor *exportedFactor  `json:"second_factor"` // room:second-factor
+	Sessions     []session        `json:"sessions"`
+	Memberships  []userMembership `json:"memberships"`
+	Invitations  []invitation     `json:"invitations"`
+	Mails        []exportedMail   `json:"mails"`
+	AuditEvents  []auditEvent     `json:"audit_events"`
 }
 
 // exportedMail says which mails went to the user, without their texts: those are not stored.
@@ -85,6 +86,9 @@ func (d db) exportUser(ctx context.Context, u user, current string) (e export, e
 			return orElse(err, errInvalidToken)
 		}
 		e.HasPassword = a.PasswordHash != ""
+		if e.SecondFactor, err = tx.exportSecondFactor(ctx, u.ID); err != nil { // room:second-factor
+			return err // room:second-factor
+		} // room:second-factor
 		if e.Sessions, err = tx.sessionsByUser(ctx, u.ID, current, everything); err != nil {
 			return err
 		}

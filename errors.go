@@ -24,7 +24,9 @@ type apiError struct {
 	// Organizations are those that stand in the way.
 	Organizations []organization
 	// OAuth is the RFC 6749 error code on the two OAuth endpoints; empty stands for invalid_request.
-	OAuth      string
+	OAuth string
+	// Challenge is what WWW-Authenticate says of a refusal that signing in again ends (RFC 9470 section 3).
+	Challenge  string
 	RetryAfter time.Duration
 	cause      error
 }
@@ -61,7 +63,8 @@ var (
 	errNotFound           = &apiError{Status: 404, Code: "not_found", Detail: "There is nothing here, or nothing you can see."}
 	errMethod             = &apiError{Status: 405, Code: "method_not_allowed", Detail: "The Allow header lists the methods of this address."}
 	errOtherAddress       = &apiError{Status: 403, Code: "other_address", Detail: "This invitation is for another address than yours."}
-	errRecentSignIn       = &apiError{Status: 403, Code: "recent_sign_in_required", Detail: "Sign in again first: this needs a session younger than 15 minutes."}
+	errRecentSignIn       = &apiError{Status: 403, Code: "recent_sign_in_required", Detail: "Sign in again first: this needs a session younger than 15 minutes.", Challenge: `error="insufficient_user_authentication", max_age=900`}
+	errSecondFactor       = &apiError{Status: 403, Code: "second_factor_required", Detail: "This needs a second factor: add one, or sign in with it.", Challenge: `error="insufficient_user_authentication", acr_values="aal2"`}
 	errSlugTaken          = &apiError{Status: 409, Code: "slug_taken", Detail: "Another organization has this slug."}
 	errAlreadyMember      = &apiError{Status: 409, Code: "already_member", Detail: "This user is a member already."}
 	errSignInFirst        = &apiError{Status: 409, Code: "sign_in_first", Detail: "This address has an account: sign in and accept the invitation there."}
@@ -179,6 +182,9 @@ func (s *server) writeError(w *response, r *http.Request, err error) {
 			slog.String("request_id", w.requestID), slog.String("route", r.Pattern), slog.String("cause", e.cause.Error()))
 	}
 	header := w.Header()
+	if e.Challenge != "" {
+		header.Set("WWW-Authenticate", "Bearer "+e.Challenge)
+	}
 	switch e.Status {
 	case 401:
 		challenge := `Bearer realm="roster"`

@@ -110,8 +110,14 @@ func (s *server) updateUser(ctx context.Context, c caller, in updateUserInput) (
 		if lost := u.Disabled || u.Role != before.Role; lost && u.ID == c.user.ID {
 			return cmp.Or(orElse(tx.anyAdmin(ctx), errLastAdmin), error(errOwnAccount))
 		}
+		if u.Role != before.Role {
+			if err := s.notify(ctx, tx, u.Email, "role_changed_"+u.Role); err != nil {
+				return err
+			}
+		}
 		return tx.audit(ctx, c, "user.updated", nil, &u.ID, map[string]any{"role": u.Role, "disabled": u.Disabled})
 	})
+	s.wakeSender()
 	return u, err
 }
 

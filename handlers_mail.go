@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -37,12 +38,32 @@ func (s *server) mail(ctx context.Context, tx db, m newMail) error {
 // mailOf is mail; it returns whose the mail is, nil for nobody's, and whether it was not left out.
 func (s *server) mailOf(ctx context.Context, tx db, m newMail) (owner *string, sent bool, err error) {
 	m.to = cmp.Or(m.to, m.owner)
-	above, err := s.count(ctx, tx, []counter{s.counter(mailsMinute, m.kind, hashed(m.to)), s.counter(mailsHour, m.kind, hashed(m.to))})
+	event, _, _ := strings.Cut(m.notice, " ")
+	kind := strings.TrimSpace(m.kind + " " + event) // one notice keeps none of another event back
+	above, err := s.count(ctx, tx, []counter{s.counter(mailsMinute, kind, hashed(m.to)), s.counter(mailsHour, kind, hashed(m.to))})
 	if err != nil || len(above) > 0 {
 		return nil, false, err
 	}
 	owner, err = tx.insertMail(ctx, m)
 	return owner, err == nil, err
+}
+
+// notify tells the owner of an account, by mail, what has changed about how they sign in or what they may do: event is a
+// line of mails/security_notice.txt.
+func (s *server) notify(ctx context.Context, tx db, email, event string) error {
+	return s.mail(ctx, tx, newMail{kind: mailSecurityNotice, owner: email, notice: event})
+}
+
+// proveAddress comes before an address is proved: who was there until then may have been somebody else. Where it was not
+// proved, every credential but the password, which the callers see to, is void, and every session but one.
+func (s *server) proveAddress(ctx context.Context, tx db, userID string, except *string) error {
+	u, err := tx.userByID(ctx, userID)
+	if err != nil || u.EmailVerified {
+		return orElse(err, nil)
+	}
+	return inOrder(
+		s.deleteSecondFactor(ctx, tx, u, "second_factor_void"), // room:second-factor
+		tx.deleteSessions(ctx, userID, except))
 }
 
 // endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
@@ -75,7 +96,7 @@ func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput)
 		if _, err := tx.insertUser(ctx, newUser{r.ID, r.Email, r.Name, "user", r.PasswordHash, true}); err != nil {
 			return err
 		}
-		if session, err = s.startSession(ctx, tx, c, r.ID, r.PasswordHash); err != nil {
+		if session, err = s.startSession(ctx, tx, c, r.ID, passwordProof(r.PasswordHash)); err != nil {
 			return err
 		}
 		return tx.audit(ctx, c, "email.verified", nil, &r.ID, nil)
@@ -137,7 +158,7 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 		return none{}, err
 	}
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
-		return inOrder(tx.updatePasswordByMail(ctx, account.ID, hash),
+		return inOrder(s.proveAddress(ctx, tx, account.ID, nil), tx.updatePasswordByMail(ctx, account.ID, hash),
 			tx.audit(ctx, c, "password.reset", nil, &account.ID, nil), tx.deleteFailures(ctx, account.Email),
 			s.endAccess(ctx, tx, account.Email, account.ID, nil))
 	})
@@ -161,7 +182,7 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		return accepted{}, err
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
-		if _, err := tx.lockUserWithPassword(ctx, c.user.ID, account.PasswordHash); err != nil {
+		if _, err := tx.lockUserWithPassword(ctx, c.user.ID, &account.PasswordHash); err != nil {
 			return orElse(err, wrongPassword("/password"))
 		}
 		taken, err := tx.emailTaken(ctx, in.Email)
@@ -191,7 +212,7 @@ func (s *server) confirmEmail(ctx context.Context, c caller, in confirmEmailInpu
 		return none{}, s.deadLink(ctx, c, err)
 	}
 	err = s.consume(ctx, account, in.Token, purposeConfirmEmail, func(tx db, t mailToken) error {
-		return inOrder(tx.updateEmail(ctx, t.UserID, t.Email), tx.deleteSessions(ctx, t.UserID, t.SessionID),
+		return inOrder(s.proveAddress(ctx, tx, t.UserID, t.SessionID), tx.updateEmail(ctx, t.UserID, t.Email), tx.deleteSessions(ctx, t.UserID, t.SessionID),
 			tx.audit(ctx, c, "email.changed", nil, &account.ID, nil), tx.voidMailTokens(ctx, t.UserID))
 	})
 	if violates(err, "users_email_key") {

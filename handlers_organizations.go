@@ -98,14 +98,24 @@ func (s *server) readOrganization(ctx context.Context, _ caller, in organization
 
 type updateOrganizationInput struct {
 	organizationInput
-	IfMatch versions `header:"If-Match"`
-	Name    *string  `json:"name" is:"name"`
-	Slug    *string  `json:"slug" is:"slug"`
+	IfMatch              versions `header:"If-Match"`
+	Name                 *string  `json:"name" is:"name"`
+	Slug                 *string  `json:"slug" is:"slug"`
+	SecondFactorRequired *bool    `json:"second_factor_required"`
 }
 
+// updateOrganization changes name and slug. What is asked of the members' sessions is an owner's to say, in a session that
+// would pass: nobody locks themselves out.
 func (s *server) updateOrganization(ctx context.Context, c caller, in updateOrganizationInput) (o organization, err error) {
-	err = s.inOrganization(ctx, c, in.OrganizationID, orgUpdate, func(tx db, _ string) error {
-		if o, err = tx.updateOrganization(ctx, in.OrganizationID, in.Name, in.Slug, in.IfMatch); err != nil {
+	err = s.inOrganization(ctx, c, in.OrganizationID, orgUpdate, func(tx db, role string) error {
+		switch {
+		case in.SecondFactorRequired == nil:
+		case role != "owner":
+			return errForbidden
+		case acrOf(c.amr) != aal2:
+			return errSecondFactor
+		}
+		if o, err = tx.updateOrganization(ctx, in); err != nil {
 			return orElse(err, errStale)
 		}
 		return tx.audit(ctx, c, "organization.updated", &o.ID, nil, nil)

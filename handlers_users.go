@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"slices"
-	"time"
 )
 
 func (s *server) readMe(_ context.Context, c caller, _ none) (user, error) { return c.user, nil }
@@ -68,21 +67,12 @@ func (s *server) requirePassword(ctx context.Context, c caller, account account,
 	return cmp.Or(s.db.audit(ctx, c, "password.refused", nil, &account.ID, nil), error(wrongPassword(pointer)))
 }
 
-// recentSignIn is how young a session must be for what cannot be undone.
-const recentSignIn = 15 * time.Minute
-
-// recent says whether the caller has just signed in.
-func (c caller) recent() bool { return time.Since(c.signedIn) < recentSignIn }
-
 // deleteMe deletes the account and everything personal; 409 while the caller is the last active owner of something.
 type deleteMeInput struct {
 	IfMatch versions `header:"If-Match"`
 }
 
 func (s *server) deleteMe(ctx context.Context, c caller, in deleteMeInput) (none, error) {
-	if !c.recent() {
-		return none{}, errRecentSignIn
-	}
 	return none{}, s.onPlatform(ctx, func(tx db) error {
 		return tx.changeAccess(ctx, c.user.ID, func(before user) error {
 			return inOrder(orElse(tx.deleteUser(ctx, before, in.IfMatch), errStale), tx.audit(ctx, caller{user: before}, "user.deleted", nil, &before.ID, nil))

@@ -29,6 +29,7 @@ const (
 	mailChangeEmail       = "change_email"
 	mailChangeEmailNotice = "change_email_notice"
 	mailPasswordChanged   = "password_changed"
+	mailSecurityNotice    = "security_notice"
 	mailInvitation        = "invitation"
 )
 
@@ -61,6 +62,7 @@ func (s *server) mailKinds() map[string]mailKind {
 		mailChangeEmail:       {purposeConfirmEmail, changeEmailTTL},
 		mailChangeEmailNotice: {},
 		mailPasswordChanged:   {},
+		mailSecurityNotice:    {},
 		mailInvitation:        {purposeInvitation, s.cfg.InvitationTTL},
 	}
 }
@@ -104,6 +106,9 @@ func (s *server) render(m mailRow, token string, invited invitationMail) (messag
 	kind := s.mailKinds()[m.Kind]
 	data := map[string]any{"Product": productName, "Link": s.cfg.AppURL + "/", "TTL": humanDuration(kind.ttl),
 		"Organization": unlinked.Replace(invited.Organization), "Inviter": unlinked.Replace(invited.Inviter)}
+	if m.Notice != nil {
+		data["Event"], data["Number"], _ = strings.Cut(*m.Notice, " ")
+	}
 	if token != "" {
 		data["Link"] = s.link(kind.purpose, token)
 	}

@@ -48,6 +48,7 @@ const usage = `COMMAND
   serve        the API
   migrate      [up|down|status|to N]  the schema, apart from serve
   admin        EMAIL [--password-stdin]  make or recover a platform admin
+  sessions     --end-all  sign everybody out
   import       [--atomic] [--dry-run] FILE.ndjson  users with their password hashes, from another system
   prune        delete what has expired; serve does it too
   keygen       a new secret for SECRET_KEYS
@@ -66,6 +67,8 @@ func run(ctx context.Context, args []string, lookup envconfig.Lookuper, stdout i
 		return runMigrate(ctx, args, lookup, stdout)
 	case "admin":
 		return runAdmin(ctx, args, lookup, os.Stdin, stdout)
+	case "sessions":
+		return runSessions(ctx, args, lookup, stdout)
 	case "import":
 		return runImport(ctx, args, lookup, stdout)
 	}
@@ -109,7 +112,10 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	if err != nil {
 		return err
 	}
-	if err := checkSchema(ctx, s); err != nil {
+	if err := inOrder(
+		checkSchema(ctx, s),
+		s.checkSealed(ctx), // room:second-factor
+	); err != nil {
 		return err
 	}
 	listener, err := net.Listen("tcp", cfg.ListenAddr)

@@ -34,11 +34,12 @@ type session struct {
 
 // organization is a team.
 type organization struct {
-	ID        string    `json:"id" is:"uuid"`
-	Name      string    `json:"name"`
-	Slug      string    `json:"slug"`
-	CreatedAt time.Time `json:"created_at"`
-	UpdatedAt time.Time `json:"updated_at"`
+	ID                   string    `json:"id" is:"uuid"`
+	Name                 string    `json:"name"`
+	Slug                 string    `json:"slug"`
+	SecondFactorRequired bool      `json:"second_factor_required"`
+	CreatedAt            time.Time `json:"created_at"`
+	UpdatedAt            time.Time `json:"updated_at"`
 }
 
 func (o organization) etag() string { return etag(o.UpdatedAt) }

@@ -141,8 +141,8 @@ type generator struct {
 // receives is checked against the description that they end in.
 var stateRefusals = map[string][]string{
 	"register": {"403", "409"}, "acceptInvitationAsNewUser": {"409", "429"}, "issueToken": {"429"}, "verifyEmail": {"429"},
-	"resetPassword": {"429"}, "confirmEmail": {"429"}, "acceptInvitation": {"403"}, "deleteMe": {"403", "409"},
-	"createUser": {"409"}, "updateUser": {"409"}, "deleteUser": {"409"}, "listOrganizations": {"403"}, "createOrganization": {"409"},
+	"resetPassword": {"429"}, "confirmEmail": {"429"}, "acceptInvitation": {"403"}, "deleteMe": {"409"},
+	"createUser": {"409"}, "updateUser": {"409"}, "deleteUser": {"409"}, "listOrganizations": {"403"}, "createOrganization": {"403", "409"},
 	"updateOrganization": {"409"}, "createMembership": {"409"}, "updateMembership": {"409"}, "deleteMembership": {"409"}, "createInvitation": {"409"},
 }
 
@@ -279,6 +279,9 @@ func (g *generator) operation(rt route, path string) object {
 		}
 	} else {
 		op["security"] = []any{}
+	}
+	if rt.recent {
+		refusals = append(refusals, "403")
 	}
 	if method, _, _ := strings.Cut(rt.pattern, " "); rt.limits != nil || rt.access != public && method != "GET" {
 		refusals = append(refusals, "429")

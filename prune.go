@@ -99,6 +99,7 @@ func (s *server) pruneRegularly(ctx context.Context) {
 		case <-ticker.C:
 		}
 		deleted, err := s.db.prune(ctx, s.cfg.AuditRetention)
+		err = errors.Join(err, s.resealSecondFactors(ctx)) // room:second-factor
 		if err != nil && ctx.Err() == nil {
 			s.log.Error("pruning", "cause", err.Error())
 		} else if deleted > 0 {

@@ -31,11 +31,16 @@ func (s *server) routes() []route {
 		{"GET /v1/users/me", signedIn, 200, handle(s.readMe), "Read yourself"},
 		{"PATCH /v1/users/me", signedIn, 200, handle(s.updateMe), "Change your name"},
 		{"PUT /v1/users/me/password", signedIn, 204, handle(s.changePassword), "Change your password"},
-		{"POST /v1/users/me/email", signedIn, 202, handle(s.changeEmail, emailChanges), "Change your address"},
+		{"POST /v1/users/me/email", signedIn, 202, recently(handle(s.changeEmail, emailChanges)), "Change your address"},
 		{"GET /v1/users/me/sessions", signedIn, 200, handle(s.listSessions), "List where you are signed in"},
 		{"DELETE /v1/users/me/sessions", signedIn, 204, handle(s.deleteOtherSessions), "Sign out everywhere else"},
 		{"DELETE /v1/users/me/sessions/{session_id}", signedIn, 204, handle(s.deleteSession), "Sign out one session"},
-		{"DELETE /v1/users/me", signedIn, 204, handle(s.deleteMe), "Delete your account"},
+		{"DELETE /v1/users/me", signedIn, 204, recently(handle(s.deleteMe)), "Delete your account"},
+		{"GET /v1/users/me/second-factor", signedIn, 200, handle(s.readSecondFactor), "Read whether you have a second factor"},                                // room:second-factor
+		{"POST /v1/users/me/second-factor", signedIn, 201, recently(handle(s.startSecondFactor)), "Begin a second factor: a secret for an authenticator app"}, // room:second-factor
+		{"PUT /v1/users/me/second-factor", signedIn, 200, recently(handle(s.enableSecondFactor)), "Add or replace your second factor, by its first code"},     // room:second-factor
+		{"DELETE /v1/users/me/second-factor", signedIn, 204, recently(handle(s.disableSecondFactor)), "Remove your second factor"},                            // room:second-factor
+		{"POST /v1/users/me/recovery-codes", signedIn, 200, recently(handle(s.replaceRecoveryCodes)), "Make new recovery codes"},                              // room:second-factor
 		{"GET /v1/users/me/memberships", signedIn, 200, handle(s.listMyMemberships), "List where you are a member"},
 		{"POST /v1/invitations/accept", signedIn, 200, handle(s.acceptInvitation), "Accept an invitation"},
 		{"GET /v1/users/me/export", signedIn, 200, handle(s.exportMe, exports), "Everything stored about you"},
@@ -47,6 +52,7 @@ func (s *server) routes() []route {
 		{"PATCH /v1/users/{user_id}", platformAdmin, 200, handle(s.updateUser), "Change name or role, disable or enable"},
 		{"DELETE /v1/users/{user_id}", platformAdmin, 204, handle(s.deleteUser), "Delete a user"},
 		{"DELETE /v1/users/{user_id}/sessions", platformAdmin, 204, handle(s.deleteUserSessions), "Sign a user out everywhere"},
+		{"DELETE /v1/users/{user_id}/second-factor", platformAdmin, 204, recently(handle(s.resetSecondFactor)), "Take a user's second factor off"}, // room:second-factor
 		{"GET /v1/audit-events", platformAdmin, 200, handle(s.listAuditEvents), "List the audit trail"},
 
 		// Organizations

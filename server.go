@@ -53,7 +53,7 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 		return nil, err
 	}
 	s := &server{
-		cfg: cfg, log: log, pool: pool, db: db{pool}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength, currentParams),
+		cfg: cfg, log: log, pool: pool, db: db{pool}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength, currentParams, cfg.words()...),
 		newMail: make(chan struct{}, 1), inFlight: make(chan struct{}, maxInFlight),
 		largeBody: make(chan struct{}, maxLargeBodies), mux: http.NewServeMux(),
 	}

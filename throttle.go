@@ -65,6 +65,8 @@ var limitTable = []limit{
 	{invitationsAddress, 20, time.Hour, nil},   // of all organizations to an address
 	{invitationsOrg, 200, 24 * time.Hour, nil}, // of an organization
 	{invitationsUser, 200, 24 * time.Hour, eachUser},
+	{otpHour, 10, time.Hour, nil},        // wrong codes of an account; no password and no reset gives one back // room:second-factor
+	{otpDay, 30, 24 * time.Hour, nil},    // the same // room:second-factor
 	{changes, 1000, time.Hour, eachUser}, // whatever a signed-in user writes: each is a line of the audit trail
 	{foundings, 500, 24 * time.Hour, eachUser},
 	{emailChanges, 10, time.Hour, eachUser},
@@ -207,7 +209,10 @@ func (s *server) attempt(ctx context.Context, c caller, counters []counter) (ver
 	if s.cfg.Throttle == "off" {
 		return func(bool) error { return nil }, nil
 	}
-	verdict = func(wrong bool) error { return s.settle(context.WithoutCancel(ctx), c, counters, wrong) }
+	verdict = func(wrong bool) error {
+		_, err := s.settle(context.WithoutCancel(ctx), c, counters, wrong)
+		return err
+	}
 	for deadline := time.Now().Add(gateWait); ; time.Sleep(crowdPoll) {
 		now, err := s.db.reserveThrottles(ctx, counters)
 		if err != nil {
@@ -241,14 +246,14 @@ func (s *server) attempt(ctx context.Context, c caller, counters []counter) (ver
 }
 
 // settle gives reserved places back, and counts what was wrong.
-func (s *server) settle(ctx context.Context, c caller, counters []counter, wrong bool) error {
+func (s *server) settle(ctx context.Context, c caller, counters []counter, wrong bool) ([]throttleCount, error) {
 	counts, err := s.db.settleThrottles(ctx, counters, wrong)
 	for _, now := range counts {
 		if wrong && now.Count == now.limit.count {
 			err = cmp.Or(err, s.auditLimit(ctx, c, now.limit))
 		}
 	}
-	return err
+	return counts, err
 }
 
 // checkPassword verifies a password of an account, which need not exist (R38).

@@ -40,6 +40,7 @@ type key struct {
 	private *ecdsa.PrivateKey
 	refresh []byte // HMAC key of refresh tokens
 	cursor  []byte // HMAC key of list cursors
+	seal    []byte // AES-256 key of what is sealed // room:second-factor
 }
 
 // keyRing holds the derived keys. The first secret signs, all verify, so a rotation signs nobody out (R48).
@@ -121,6 +122,7 @@ func deriveKey(secret []byte) (*key, jwk, error) {
 	kid := base64.RawURLEncoding.EncodeToString(thumbprint[:])
 	k := &key{
 		kid: kid, id: [4]byte(thumbprint[:4]), private: private,
+		seal:    derive("roster/seal/aes-gcm", 32), // room:second-factor
 		refresh: derive("roster/refresh/hmac", 32), cursor: derive("roster/cursor/hmac", 32),
 	}
 	return k, jwk{Kty: "EC", Crv: "P-256", Kid: kid, Use: "sig", Alg: "ES256", X: x, Y: y}, nil
@@ -135,18 +137,24 @@ type accessClaims struct {
 	Generation int32    `json:"gen"`
 	Roles      []string `json:"roles"`
 	Scope      string   `json:"scope"`
+	// How and when the session was signed in to (RFC 9068 section 2.2.1), for other services too. Tokens of the version
+	// before have none of these.
+	AMR      []string         `json:"amr"` // RFC 8176
+	ACR      string           `json:"acr"`
+	AuthTime *jwt.NumericDate `json:"auth_time"`
 }
 
 // signAccess issues an access token for a session.
-func (k *keyRing) signAccess(u user, sessionID string, generation int32) (string, error) {
+func (k *keyRing) signAccess(n newSession) (string, error) {
 	now := time.Now()
 	claims := accessClaims{
 		RegisteredClaims: jwt.RegisteredClaims{
-			Issuer: k.cfg.PublicURL, Audience: jwt.ClaimStrings{k.cfg.PublicURL}, Subject: u.ID, ID: rand.Text(),
+			Issuer: k.cfg.PublicURL, Audience: jwt.ClaimStrings{k.cfg.PublicURL}, Subject: n.ID, ID: rand.Text(),
 			IssuedAt: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(k.cfg.AccessTokenTTL)),
 		},
-		ClientID: clientID, SessionID: sessionID, Generation: generation,
-		Roles: []string{u.Role}, Scope: scopeOf(u.Role),
+		ClientID: clientID, SessionID: n.SessionID, Generation: n.Generation,
+		Roles: []string{n.Role}, Scope: scopeOf(n.Role),
+		AMR: n.AMR, ACR: acrOf(n.AMR), AuthTime: jwt.NewNumericDate(n.StartedAt),
 	}
 	token := jwt.NewWithClaims(jwt.SigningMethodES256, claims)
 	token.Header["typ"], token.Header["kid"] = accessType, k.signing.kid
