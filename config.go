@@ -35,6 +35,7 @@ type config struct {
 	RefreshMaxTTL     time.Duration  `env:"REFRESH_MAX_TTL, default=2160h"`
 	RefreshGrace      time.Duration  `env:"REFRESH_GRACE, default=30s"`
 	SecondFactor      string         `env:"SECOND_FACTOR, default=optional"`
+	PasskeyRPID       string         `env:"PASSKEY_RP_ID"` // room:passkeys
 	SignupEnabled     bool           `env:"SIGNUP_ENABLED, default=true"`
 	EmailVerification bool           `env:"EMAIL_VERIFICATION, default=true"`
 	CORSOrigins       []string       `env:"CORS_ORIGINS"`
@@ -57,7 +58,9 @@ type config struct {
 	// limits is the table of throttle.go with the numbers of LIMITS.
 	limits map[string]limit
 	// smtp is SMTP_URL; nil when it is not set.
-	smtp *smtpSender
+	smtp          *smtpSender
+	passkeyRPID   string // the domain of passkeys; empty: there are none // room:passkeys
+	passkeyOrigin string // of the pages that use them // room:passkeys
 	// dev is set by the command, never by the environment: it allows plain HTTP and plain SMTP.
 	dev bool
 }
@@ -196,6 +199,7 @@ func (cfg *config) check(p *problems) {
 	if cfg.LogFormat != "json" && cfg.LogFormat != "text" {
 		p.add("LOG_FORMAT", "must be json or text")
 	}
+	cfg.checkPasskeys(p) // room:passkeys
 	cfg.checkMail(p)
 }
 

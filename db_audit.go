@@ -55,6 +55,7 @@ type export struct {
 	User         user             `json:"user"`
 	HasPassword  bool             `json:"has_password"`
 	SecondFactor *exportedFactor  `json:"second_factor"` // room:second-factor
+	Passkeys     []passkey        `json:"passkeys"`      // room:passkeys
 	Sessions     []session        `json:"sessions"`
 	Memberships  []userMembership `json:"memberships"`
 	Invitations  []invitation     `json:"invitations"`
@@ -89,6 +90,9 @@ func (d db) exportUser(ctx context.Context, u user, current string) (e export, e
 		if e.SecondFactor, err = tx.exportSecondFactor(ctx, u.ID); err != nil { // room:second-factor
 			return err // room:second-factor
 		} // room:second-factor
+		if e.Passkeys, err = tx.exportPasskeys(ctx, u.ID); err != nil { // room:passkeys
+			return err // room:passkeys
+		} // room:passkeys
 		if e.Sessions, err = tx.sessionsByUser(ctx, u.ID, current, everything); err != nil {
 			return err
 		}

@@ -113,6 +113,7 @@ func wrongPassword(pointer string) *apiError {
 // broken by input: the handlers have checked before, and breaking it is a defect.
 var constraintErrors = map[string]*apiError{
 	"users_email_key":                         errEmailTaken,
+	"passkeys_credential_id_key":              errPasskeyTaken, // room:passkeys
 	"organizations_slug_key":                  errSlugTaken,
 	"memberships_organization_id_user_id_key": errAlreadyMember,
 }

@@ -63,6 +63,7 @@ func (s *server) proveAddress(ctx context.Context, tx db, userID string, except 
 	}
 	return inOrder(
 		s.deleteSecondFactor(ctx, tx, u, "second_factor_void"), // room:second-factor
+		s.deletePasskeys(ctx, tx, u, "passkeys_void"),          // room:passkeys
 		tx.deleteSessions(ctx, userID, except))
 }
 
@@ -159,6 +160,7 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 	}
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
 		return inOrder(s.proveAddress(ctx, tx, account.ID, nil), tx.updatePasswordByMail(ctx, account.ID, hash),
+			s.tellKeptPasskeys(ctx, tx, account), // room:passkeys
 			tx.audit(ctx, c, "password.reset", nil, &account.ID, nil), tx.deleteFailures(ctx, account.Email),
 			s.endAccess(ctx, tx, account.Email, account.ID, nil))
 	})

@@ -53,8 +53,8 @@ func enrolmentPlace(c caller) string { return "enrolment " + c.user.ID + " " + c
 
 // openEnrolment returns the secret of a token that startSecondFactor gave to this session.
 func (s *server) openEnrolment(c caller, token string) ([]byte, error) {
-	sealed, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil || base64.RawURLEncoding.EncodeToString(sealed) != token { // the decoder skips line breaks
+	sealed, err := decodeBase64(token)
+	if err != nil {
 		return nil, errBadToken
 	}
 	plain, err := s.keys.open(sealed, enrolmentPlace(c))

@@ -40,6 +40,8 @@ func init() {
 		"DELETE /v1/users/{user_id}/second-factor": "second_factor.reset",
 	})
 	maps.Copy(stateRefusals, map[string][]string{"enableSecondFactor": {"422"}, "replaceRecoveryCodes": {"409"}, "resetSecondFactor": {"409"}})
+	semantic["enableSecondFactor"] = []string{"invalid_token"}
+	withoutSuccess = append(withoutSuccess, "enableSecondFactor", "resetSecondFactor")
 }
 
 // insertFactor gives a user a second factor behind the server's back.

@@ -114,7 +114,8 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	}
 	if err := inOrder(
 		checkSchema(ctx, s),
-		s.checkSealed(ctx), // room:second-factor
+		s.checkSealed(ctx),   // room:second-factor
+		s.checkPasskeys(ctx), // room:passkeys
 	); err != nil {
 		return err
 	}

@@ -415,8 +415,11 @@ func (g *generator) text(t reflect.Type, name string) object {
 		t = t.Elem()
 	}
 	schema := object{"type": "string"}
-	if t.Kind() == reflect.Bool {
+	switch t.Kind() {
+	case reflect.Bool:
 		schema["type"] = "boolean"
+	case reflect.Slice: // JSON of somebody else's making
+		schema["type"] = "object"
 	}
 	for k, v := range g.rules[name].schema {
 		schema[k] = v

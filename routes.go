@@ -21,6 +21,8 @@ func (s *server) routes() []route {
 		register,
 		{"POST /v1/auth/verify-email", public, 200, handle(s.verifyEmail), "Confirm the address and sign in"},
 		{"POST /v1/auth/token", public, 200, handle(s.issueToken), "Sign in, or refresh (RFC 6749)"},
+		{"POST /v1/auth/passkey/options", public, 200, handle(s.offerPasskey, passkeyOffers), "Ask how to sign in by passkey (WebAuthn)"}, // room:passkeys
+		{"POST /v1/auth/passkey", public, 200, handle(s.signInWithPasskey), "Sign in by passkey"},                                         // room:passkeys
 		{"POST /v1/auth/revoke", public, 200, handle(s.revokeToken), "Sign out (RFC 7009)"},
 		{"POST /v1/auth/forgot-password", public, 202, handle(s.forgotPassword, strangers, strangersSite), "Ask for a link to choose a new password"},
 		{"POST /v1/auth/reset-password", public, 204, handle(s.resetPassword), "Choose a new password by link"},
@@ -41,6 +43,11 @@ func (s *server) routes() []route {
 		{"PUT /v1/users/me/second-factor", signedIn, 200, recently(handle(s.enableSecondFactor)), "Add or replace your second factor, by its first code"},     // room:second-factor
 		{"DELETE /v1/users/me/second-factor", signedIn, 204, recently(handle(s.disableSecondFactor)), "Remove your second factor"},                            // room:second-factor
 		{"POST /v1/users/me/recovery-codes", signedIn, 200, recently(handle(s.replaceRecoveryCodes)), "Make new recovery codes"},                              // room:second-factor
+		{"POST /v1/users/me/passkeys/options", signedIn, 200, recently(handle(s.offerNewPasskey)), "Begin a passkey (WebAuthn)"},                              // room:passkeys
+		{"GET /v1/users/me/passkeys", signedIn, 200, handle(s.listPasskeys), "List your passkeys"},                                                            // room:passkeys
+		{"POST /v1/users/me/passkeys", signedIn, 201, recently(handle(s.createPasskey)), "Add a passkey"},                                                     // room:passkeys
+		{"PATCH /v1/users/me/passkeys/{passkey_id}", signedIn, 200, handle(s.updatePasskey), "Rename a passkey"},                                              // room:passkeys
+		{"DELETE /v1/users/me/passkeys/{passkey_id}", signedIn, 204, recently(handle(s.deletePasskey)), "Remove a passkey"},                                   // room:passkeys
 		{"GET /v1/users/me/memberships", signedIn, 200, handle(s.listMyMemberships), "List where you are a member"},
 		{"POST /v1/invitations/accept", signedIn, 200, handle(s.acceptInvitation), "Accept an invitation"},
 		{"GET /v1/users/me/export", signedIn, 200, handle(s.exportMe, exports), "Everything stored about you"},
@@ -53,6 +60,7 @@ func (s *server) routes() []route {
 		{"DELETE /v1/users/{user_id}", platformAdmin, 204, handle(s.deleteUser), "Delete a user"},
 		{"DELETE /v1/users/{user_id}/sessions", platformAdmin, 204, handle(s.deleteUserSessions), "Sign a user out everywhere"},
 		{"DELETE /v1/users/{user_id}/second-factor", platformAdmin, 204, recently(handle(s.resetSecondFactor)), "Take a user's second factor off"}, // room:second-factor
+		{"DELETE /v1/users/{user_id}/passkeys", platformAdmin, 204, recently(handle(s.resetPasskeys)), "Take a user's passkeys off"},               // room:passkeys
 		{"GET /v1/audit-events", platformAdmin, 200, handle(s.listAuditEvents), "List the audit trail"},
 
 		// Organizations

@@ -65,9 +65,10 @@ var limitTable = []limit{
 	{invitationsAddress, 20, time.Hour, nil},   // of all organizations to an address
 	{invitationsOrg, 200, 24 * time.Hour, nil}, // of an organization
 	{invitationsUser, 200, 24 * time.Hour, eachUser},
-	{otpHour, 10, time.Hour, nil},        // wrong codes of an account; no password and no reset gives one back // room:second-factor
-	{otpDay, 30, 24 * time.Hour, nil},    // the same // room:second-factor
-	{changes, 1000, time.Hour, eachUser}, // whatever a signed-in user writes: each is a line of the audit trail
+	{otpHour, 10, time.Hour, nil},                      // wrong codes of an account; no password and no reset gives one back // room:second-factor
+	{otpDay, 30, 24 * time.Hour, nil},                  // the same // room:second-factor
+	{passkeyOffers, 150, 5 * time.Minute, eachNetwork}, // questions how to sign in by passkey // room:passkeys
+	{changes, 1000, time.Hour, eachUser},               // whatever a signed-in user writes: each is a line of the audit trail
 	{foundings, 500, 24 * time.Hour, eachUser},
 	{emailChanges, 10, time.Hour, eachUser},
 	{exports, 10, time.Hour, eachUser},

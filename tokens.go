@@ -40,6 +40,7 @@ type key struct {
 	private *ecdsa.PrivateKey
 	refresh []byte // HMAC key of refresh tokens
 	cursor  []byte // HMAC key of list cursors
+	passkey []byte // HMAC key of challenges // room:passkeys
 	seal    []byte // AES-256 key of what is sealed // room:second-factor
 }
 
@@ -122,6 +123,7 @@ func deriveKey(secret []byte) (*key, jwk, error) {
 	kid := base64.RawURLEncoding.EncodeToString(thumbprint[:])
 	k := &key{
 		kid: kid, id: [4]byte(thumbprint[:4]), private: private,
+		passkey: derive("roster/passkey/hmac", 32), // room:passkeys
 		seal:    derive("roster/seal/aes-gcm", 32), // room:second-factor
 		refresh: derive("roster/refresh/hmac", 32), cursor: derive("roster/cursor/hmac", 32),
 	}
@@ -262,12 +264,8 @@ func (k *keyRing) signRefresh(sessionID string, generation int32) string {
 // parseRefresh returns what a genuine refresh token names.
 func (k *keyRing) parseRefresh(token string) (sessionID string, generation int32, err error) {
 	encoded, ok := strings.CutPrefix(token, refreshPrefix)
-	// The decoder skips line breaks; the length before decoding is what rules them out.
-	if !ok || len(encoded) != base64.RawURLEncoding.EncodedLen(refreshBytes) {
-		return "", 0, errBadToken
-	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
-	if err != nil || len(b) != refreshBytes || b[0] != refreshVersion {
+	b, err := decodeBase64(encoded)
+	if !ok || err != nil || len(b) != refreshBytes || b[0] != refreshVersion {
 		return "", 0, errBadToken
 	}
 	key := k.byID[[4]byte(b[1:5])]
@@ -285,9 +283,8 @@ func (k *keyRing) signCursor(scope, id string) string {
 }
 
 func (k *keyRing) parseCursor(scope, cursor string) (id string, err error) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
-	// The decoder skips line breaks; the length of the text is what rules them out.
-	if err != nil || len(b) != 32 || len(cursor) != base64.RawURLEncoding.EncodedLen(32) {
+	b, err := decodeBase64(cursor)
+	if err != nil || len(b) != 32 {
 		return "", errBadToken
 	}
 	for _, key := range k.byID {
@@ -296,6 +293,15 @@ func (k *keyRing) parseCursor(scope, cursor string) (id string, err error) {
 		}
 	}
 	return "", errBadToken
+}
+
+// decodeBase64 reads the one spelling of base64url without padding: the decoder alone skips line breaks.
+func decodeBase64(text string) ([]byte, error) {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err != nil || len(text) != base64.RawURLEncoding.EncodedLen(len(b)) {
+		return nil, errBadToken
+	}
+	return b, nil
 }
 
 func sum(key []byte, parts ...[]byte) []byte {
