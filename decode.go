@@ -107,7 +107,7 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 			var raw jsontext.Value
 			if raw, present = members[f.name]; present {
 				target = allocate(target)
-				if err := json.Unmarshal(raw, target.Addr().Interface()); err != nil || raw.Kind() == 'n' {
+				if err := json.Unmarshal(raw, target.Addr().Interface()); err != nil || raw.Kind() == 'n' || target.Kind() == reflect.Slice && raw.Kind() != '{' {
 					shape = append(shape, fieldError{"/" + f.name, "wrong_type", "must be a " + kindOf(target)})
 					continue
 				}
@@ -139,10 +139,10 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 	return nil
 }
 
-// kindOf is what a client calls the type of a field.
+// kindOf is what a client calls the type of a field; JSON of somebody else's making is an object.
 func kindOf(v reflect.Value) string {
 	if v.Kind() == reflect.Slice {
-		return "value other than null"
+		return "JSON object"
 	}
 	return v.Kind().String()
 }
