@@ -3,22 +3,38 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/sethvargo/go-envconfig"
 )
 
+const adminUsage = "admin EMAIL [--password-stdin]" +
+	" [--reset-second-factor]" + // room:second-factor
+	""
+
+// cutFlag returns the arguments without a flag, and whether it was there.
+func cutFlag(args []string, flag string) (rest []string, found bool) {
+	i := slices.Index(args, flag)
+	if i < 0 {
+		return args, false
+	}
+	return slices.Concat(args[:i], args[i+1:]), true
+}
+
 // runAdmin is the command: admin EMAIL [--password-stdin]. It makes a platform admin of the account, which it makes or
 // enables as needed, and prints a one-time link to choose a password, unless one comes by standard input.
 func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, stdin io.Reader, stdout io.Writer) error {
-	fromStdin := len(args) == 2 && args[1] == "--password-stdin"
-	if len(args) != 1 && !fromStdin {
-		return usageError("admin EMAIL [--password-stdin]")
+	args, resetFactor := cutFlag(args, "--reset-second-factor") // room:second-factor
+	args, fromStdin := cutFlag(args, "--password-stdin")
+	if len(args) != 1 {
+		return usageError(adminUsage)
 	}
 	email, code, detail := checkEmail(args[0])
 	if code != "" {
@@ -37,13 +53,18 @@ func runAdmin(ctx context.Context, args []string, lookup envconfig.Lookuper, std
 	}
 	token, tokenHash := newMailToken() // room:mailflows
 	err = s.db.inTx(ctx, func(tx db) error {
+		before, err := tx.accountByEmail(ctx, email)
+		if err := firstError(orElse(err, nil), s.proveAddress(ctx, tx, cmp.Or(before.ID, newID()), nil)); err != nil {
+			return err
+		}
 		id, err := tx.upsertAdmin(ctx, newID(), email, hash)
 		if err != nil {
 			return err
 		}
 		if err := firstError(
 			tx.deleteSessions(ctx, id, nil),
-			tx.voidMailTokens(ctx, id), // room:mailflows
+			tx.voidMailTokens(ctx, id),                                         // room:mailflows
+			s.resetByCommand(ctx, tx, user{ID: id, Email: email}, resetFactor), // room:second-factor
 		); err != nil {
 			return err
 		}

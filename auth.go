@@ -29,12 +29,33 @@ var platformScopes = map[string]string{
 
 func scopeOf(role string) string { return platformScopes[role] }
 
+// Levels of assurance as NIST SP 800-63B-4 has them: one factor, two factors.
+const (
+	aal1 = "aal1"
+	aal2 = "aal2"
+)
+
+// acrOf is the level of a session that was signed in to by these methods.
+func acrOf(amr []string) string {
+	if slices.Contains(amr, "mfa") {
+		return aal2
+	}
+	return aal1
+}
+
+// recentSignIn is how young a session must be for what changes how somebody signs in, or cannot be undone.
+const recentSignIn = 15 * time.Minute
+
+// recent says whether the caller has just signed in.
+func (c caller) recent() bool { return time.Since(c.signedIn) < recentSignIn }
+
 // caller is who makes a request and from where; the user is empty on public routes.
 type caller struct {
 	user      user
 	need      access    // what the route asks for
 	session   string    // id of the session behind the access token
 	signedIn  time.Time // when that session began
+	amr       []string  // by what (RFC 8176)
 	ip        netip.Addr
 	userAgent string
 }
@@ -68,14 +89,28 @@ func (s *server) authenticate(ctx context.Context, r *http.Request, need access)
 			return c, err
 		}
 	}
-	c.user, c.session, c.signedIn = found.user, claims.SessionID, found.session.CreatedAt
+	c.user, c.session, c.signedIn, c.amr = found.user, claims.SessionID, found.session.CreatedAt, found.session.AMR
+	return c, s.authorize(r, c, found, need)
+}
+
+// authorize says whether a route is open to a caller: by their role, and by the factors that their session passed.
+func (s *server) authorize(r *http.Request, c caller, found signedInUser, need access) error {
+	weak := acrOf(c.amr) != aal2
 	switch {
-	case need == signedIn, need == platformAdmin && c.user.Role == "admin":
-		return c, nil
+	case need == "":
+		return errForbidden
+	case weak && s.cfg.SecondFactor == "all" && !strings.HasPrefix(r.URL.Path, "/v1/users/me"): // where one is added
+		return errSecondFactor
+	case need == signedIn:
+		return nil
+	case need == platformAdmin && c.user.Role == "admin" && weak && s.cfg.SecondFactor == "admins":
+		return errSecondFactor
+	case need == platformAdmin && c.user.Role == "admin":
+		return nil
 	case r.PathValue("organization_id") != "": // room:organizations
-		return c, allow(found.role, need) // room:organizations
+		return s.allowMember(r, c, found, need) // room:organizations
 	}
-	return c, errForbidden
+	return errForbidden
 }
 
 // bearerToken reads the one Authorization header (RFC 6750 section 2.1, R22).

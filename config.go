@@ -35,6 +35,8 @@ type config struct {
 	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h" range:"1s..87600h"`
 	RefreshMaxTTL     time.Duration  `env:"REFRESH_MAX_TTL, default=2160h" range:"1s..87600h"`
 	RefreshGrace      time.Duration  `env:"REFRESH_GRACE, default=30s" range:"0s..5m"`
+	SecondFactor      string         `env:"SECOND_FACTOR, default=optional"`
+	PasskeyRPID       string         `env:"PASSKEY_RP_ID"` // room:passkeys
 	SignupEnabled     bool           `env:"SIGNUP_ENABLED, default=true"`
 	EmailVerification bool           `env:"EMAIL_VERIFICATION, default=true"`
 	CORSOrigins       []string       `env:"CORS_ORIGINS"` // room:cors
@@ -57,7 +59,9 @@ type config struct {
 	// limits is limitTable with the numbers of LIMITS. // room:throttling
 	limits map[string]limit // room:throttling
 	// smtp is SMTP_URL; nil when it is not set. // room:mail
-	smtp *smtpSender // room:mail
+	smtp          *smtpSender // room:mail
+	passkeyRPID   string      // the domain of passkeys; empty: there are none // room:passkeys
+	passkeyOrigin string      // of the pages that use them // room:passkeys
 	// dev is set by the command, never by the environment: it allows plain HTTP and plain SMTP.
 	dev bool
 }
@@ -185,10 +189,14 @@ func (cfg *config) check(p *problems) {
 	if cfg.limits, err = parseLimits(cfg.Limits); err != nil { // room:throttling
 		p.add("LIMITS", "%v", err)
 	}
+	if !slices.Contains([]string{"optional", "admins", "all"}, cfg.SecondFactor) {
+		p.add("SECOND_FACTOR", "must be optional, admins or all")
+	}
 	if cfg.LogFormat != "json" && cfg.LogFormat != "text" {
 		p.add("LOG_FORMAT", "must be json or text")
 	}
-	cfg.checkMail(p) // room:mail
+	cfg.checkPasskeys(p) // room:passkeys
+	cfg.checkMail(p)     // room:mail
 }
 
 func (cfg *config) checkMail(p *problems) { // room:mail
@@ -205,6 +213,17 @@ func (cfg *config) checkMail(p *problems) { // room:mail
 			p.add("SMTP_URL", "%v", err)
 		}
 	}
+}
+
+// words are the names that this service goes by: its hosts, and the parts of them.
+func (cfg *config) words() (words []string) {
+	for _, origin := range []string{cfg.AppURL, cfg.PublicURL} {
+		if u, err := url.Parse(origin); err == nil {
+			host := strings.ToLower(u.Hostname())
+			words = append(append(words, host), strings.Split(host, ".")...)
+		}
+	}
+	return words
 }
 
 func checkAddr(p *problems, name, addr string) {

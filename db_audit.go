@@ -94,13 +94,15 @@ func (d db) auditEvents(ctx context.Context, in listAuditEventsInput) ([]auditEv
 
 // export is everything stored about a user.
 type export struct {
-	User        user             `json:"user"`
-	HasPassword bool             `json:"has_password"`
-	Sessions    []session        `json:"sessions"`
-	Memberships []userMembership `json:"memberships"` // room:organizations
-	Invitations []invitation     `json:"invitations"` // room:invitations
-	Mails       []exportedMail   `json:"mails"`       // room:mail
-	AuditEvents []auditEvent     `json:"audit_events"`
+	User         user             `json:"user"`
+	HasPassword  bool             `json:"has_password"`
+	SecondFactor *exportedFactor  `json:"second_factor"` // room:second-factor
+	Passkeys     []passkey        `json:"passkeys"`      // room:passkeys
+	Sessions     []session        `json:"sessions"`
+	Memberships  []userMembership `json:"memberships"` // room:organizations
+	Invitations  []invitation     `json:"invitations"` // room:invitations
+	Mails        []exportedMail   `json:"mails"`       // room:mail
+	AuditEvents  []auditEvent     `json:"audit_events"`
 }
 
 // maxExportedEvents bounds the newest events of an export: it is made in memory.
@@ -119,6 +121,12 @@ func (d db) exportUser(ctx context.Context, u user, current string) (e export, e
 			return orElse(err, errInvalidToken)
 		}
 		e.HasPassword = a.PasswordHash != ""
+		if e.SecondFactor, err = tx.exportSecondFactor(ctx, u.ID); err != nil { // room:second-factor
+			return err // room:second-factor
+		} // room:second-factor
+		if e.Passkeys, err = tx.exportPasskeys(ctx, u.ID); err != nil { // room:passkeys
+			return err // room:passkeys
+		} // room:passkeys
 		if e.Sessions, err = tx.sessionsByUser(ctx, u.ID, current, everything); err != nil {
 			return err
 		}

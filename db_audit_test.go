@@ -70,6 +70,9 @@ func TestEveryChangeIsAudited(t *testing.T) {
 		t.Helper()
 		last, before := newID(), s.dump()
 		for _, broken := range [][]string{{"audit_events"}, tables} {
+			if want == "" {
+				break // a call that writes nothing
+			}
 			if broken[0] != "audit_events" && strings.HasSuffix(want, ".refused") {
 				continue // changes nothing else
 			}
@@ -81,6 +84,9 @@ func TestEveryChangeIsAudited(t *testing.T) {
 		}
 		if a := s.do(q); a.status != status {
 			t.Errorf("%s: %d %s", name, a.status, a.body)
+		}
+		if want == "" && s.dump() != before {
+			t.Errorf("%s changed something without an event", name)
 		}
 		if got := scalar[string](s, "select coalesce(string_agg(action, ' ' order by action), '') from audit_events where id > $1", last); got != want {
 			t.Errorf("%s wrote %q, want %q", name, got, want)
@@ -100,6 +106,9 @@ func TestEveryChangeIsAudited(t *testing.T) {
 		q := matrixRequest(rt, c)
 		if rt.pattern == "POST /v1/auth/token" {
 			q.body = url.Values{"grant_type": {"password"}, "username": {c.me.email}, "password": {testPassword}}
+		}
+		if _, known := auditActions[rt.pattern]; !known {
+			t.Errorf("%s is not in auditActions", rt.pattern)
 		}
 		check(s, rt.pattern, q, rt.status, auditActions[rt.pattern])
 	}

@@ -13,6 +13,7 @@ type mailRow struct {
 	Subject   *string // whom it is for: an account or a registration
 	Kind      string
 	Recipient string
+	Notice    *string
 	Attempts  int
 	Age       time.Duration
 	Uncertain bool // an earlier attempt may have delivered it
@@ -24,6 +25,7 @@ type newMail struct {
 	owner        string // address of the account that it is about
 	active       bool   // only if that account is not disabled
 	to           string // where it goes, if not to owner
+	notice       string // of a security notice: its event, and a number where its line has one
 	session      *string
 	invitation   *string
 	registration *string
@@ -36,12 +38,12 @@ func (d db) insertMail(ctx context.Context, m newMail) (owner *string, err error
 	err = d.q.QueryRow(ctx, `
 		with owner as (select id from users where email = $3 and not (disabled and $4)),
 		mail as (
-			insert into mails (id, kind, user_id, recipient, session_id, invitation_id, registration_id, sent_at)
-			select $1, $2, owner.id, $5, $6, $7, $8,
+			insert into mails (id, kind, user_id, recipient, session_id, invitation_id, registration_id, notice, sent_at)
+			select $1, $2, owner.id, $5, $6, $7, $8, nullif($9, ''),
 				case when owner.id is null and $7::uuid is null and $8::uuid is null then now() end
 			from (select) as asked left join owner on true)
 		select (select id from owner)`,
-		newID(), m.kind, m.owner, m.active, m.to, m.session, m.invitation, m.registration).Scan(&owner)
+		newID(), m.kind, m.owner, m.active, m.to, m.session, m.invitation, m.registration, m.notice).Scan(&owner)
 	return owner, err
 }
 
@@ -53,7 +55,7 @@ func (d db) leaseMail(ctx context.Context, lease time.Duration) (mailRow, error)
 		where id = (
 			select id from mails where sent_at is null and failed_at is null and next_attempt_at <= now()
 			order by next_attempt_at limit 1 for update skip locked)
-		returning id, coalesce(user_id, registration_id) as subject, kind, recipient, attempts, now() - created_at as age,
+		returning id, coalesce(user_id, registration_id) as subject, kind, recipient, notice, attempts, now() - created_at as age,
 			link_expires_at is not null as uncertain`, lease)
 }
 

@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+const organizationColumns = "id, name, slug, second_factor_required, created_at, updated_at"
+
 // lockOrganization takes the lock of everything inside; pgx.ErrNoRows when there is none.
 func (d db) lockOrganization(ctx context.Context, id string) error {
 	return d.execOne(ctx, `select id from organizations where id = $1 for no key update`, id)
@@ -35,7 +37,7 @@ func (d db) stillOwned(ctx context.Context, userID string, locked []string) erro
 // requireOwners refuses, and names them, when some of the given, locked organizations have no active owner (R74).
 func (d db) requireOwners(ctx context.Context, ids []string) error {
 	ownerless, err := many[organization](ctx, d, `
-		select id, name, slug, created_at, updated_at from organizations o
+		select `+organizationColumns+` from organizations o
 		where id = any($1) and not exists (
 			select from memberships m join users u on u.id = m.user_id
 			where m.organization_id = o.id and m.role = 'owner' and not u.disabled)
@@ -50,27 +52,28 @@ func (d db) requireOwners(ctx context.Context, ids []string) error {
 func (d db) insertOrganization(ctx context.Context, id, name, slug string) (organization, error) {
 	return one[organization](ctx, d, `
 		insert into organizations (id, name, slug) values ($1, $2, $3)
-		returning id, name, slug, created_at, updated_at`, id, name, slug)
+		returning `+organizationColumns, id, name, slug)
 }
 
 func (d db) organizationByID(ctx context.Context, id string) (organization, error) {
 	return one[organization](ctx, d, `
-		select id, name, slug, created_at, updated_at from organizations where id = $1`, id)
+		select `+organizationColumns+` from organizations where id = $1`, id)
 }
 
 // organizations lists all of them, newest first, one more than the page holds.
 func (d db) organizations(ctx context.Context, p pageInput) ([]organization, error) {
 	return many[organization](ctx, d, `
-		select id, name, slug, created_at, updated_at from organizations
+		select `+organizationColumns+` from organizations
 		where id < $1 order by id desc limit $2`, p.before(), p.Limit+1)
 }
 
 // updateOrganization changes what is given; pgx.ErrNoRows when the version is not one of those allowed.
-func (d db) updateOrganization(ctx context.Context, id string, name, slug *string, allowed versions) (organization, error) {
+func (d db) updateOrganization(ctx context.Context, in updateOrganizationInput) (organization, error) {
 	return one[organization](ctx, d, `
-		update organizations set name = coalesce($2, name), slug = coalesce($3, slug)
-		where id = $1 and ($4::timestamptz[] is null or updated_at = any($4))
-		returning id, name, slug, created_at, updated_at`, id, name, slug, allowed)
+		update organizations set name = coalesce($2, name), slug = coalesce($3, slug),
+			second_factor_required = coalesce($4, second_factor_required)
+		where id = $1 and ($5::timestamptz[] is null or updated_at = any($5))
+		returning `+organizationColumns, in.OrganizationID, in.Name, in.Slug, in.SecondFactorRequired, in.IfMatch)
 }
 
 func (d db) deleteOrganization(ctx context.Context, id string, allowed versions) error {
@@ -102,7 +105,7 @@ func scanMembership(row pgx.CollectableRow) (m membership, err error) {
 
 func scanUserMembership(row pgx.CollectableRow) (m userMembership, err error) {
 	o := &m.Organization
-	err = row.Scan(&m.ID, &o.ID, &o.Name, &o.Slug, &o.CreatedAt, &o.UpdatedAt, &m.Role, &m.CreatedAt)
+	err = row.Scan(&m.ID, &o.ID, &o.Name, &o.Slug, &o.SecondFactorRequired, &o.CreatedAt, &o.UpdatedAt, &m.Role, &m.CreatedAt)
 	return m, err
 }
 
@@ -150,7 +153,7 @@ func (d db) membershipsByOrganization(ctx context.Context, organizationID string
 }
 
 const userMemberships = `
-		select m.id, o.id, o.name, o.slug, o.created_at, o.updated_at, m.role, m.created_at
+		select m.id, o.id, o.name, o.slug, o.second_factor_required, o.created_at, o.updated_at, m.role, m.created_at
 		from memberships m join organizations o on o.id = m.organization_id`
 
 func (d db) membershipsByUser(ctx context.Context, userID string, p pageInput) ([]userMembership, error) {
@@ -162,9 +165,10 @@ func (d db) membershipsByUser(ctx context.Context, userID string, p pageInput) (
 func (d db) callerIn(organizationID string) func(ctx context.Context, sessionID, userID string) (signedInUser, error) {
 	return func(ctx context.Context, sessionID, userID string) (signedInUser, error) {
 		r, err := oneBy(ctx, d, scanSignedIn, `
-			select `+callerColumns+`coalesce(m.role, '')
+			select `+callerColumns+`coalesce(m.role, ''), coalesce(o.second_factor_required, false)
 			from sessions s join users u on u.id = s.user_id
 				left join memberships m on m.organization_id = $3 and m.user_id = u.id
+				left join organizations o on o.id = m.organization_id
 			where s.id = $1 and s.user_id = $2 and s.expires_at > now() and not u.disabled`, sessionID, userID, organizationID)
 		return r, orElse(err, errInvalidToken)
 	}

@@ -79,10 +79,10 @@ func (d db) updatePasswordHash(ctx context.Context, id, old, new string) error {
 }
 
 // lockUserWithPassword locks the row until the transaction ends; pgx.ErrNoRows when the user was disabled or the
-// password changed since it was verified.
-func (d db) lockUserWithPassword(ctx context.Context, id, passwordHash string) (user, error) {
+// password, unless it is nil, changed since it was verified.
+func (d db) lockUserWithPassword(ctx context.Context, id string, passwordHash *string) (user, error) {
 	return one[user](ctx, d, `
-		select `+userColumns+` from users u where id = $1 and password_hash = $2 and not disabled
+		select `+userColumns+` from users u where id = $1 and ($2::text is null or password_hash = $2) and not disabled
 		for no key update`, id, passwordHash)
 }
 

@@ -107,12 +107,12 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 			var raw jsontext.Value
 			if raw, present = members[f.name]; present {
 				target = allocate(target)
-				if err := json.Unmarshal(raw, target.Addr().Interface()); err != nil || raw.Kind() == 'n' {
-					shape = append(shape, fieldError{"/" + f.name, "wrong_type", "must be a " + target.Kind().String()})
+				if err := json.Unmarshal(raw, target.Addr().Interface()); err != nil || raw.Kind() == 'n' || target.Kind() == reflect.Slice && raw.Kind() != '{' {
+					shape = append(shape, fieldError{"/" + f.name, "wrong_type", "must be a " + kindOf(target)})
 					continue
 				}
 				if target.Kind() != reflect.String {
-					continue
+					continue // what it is has no more rules
 				}
 				text = target.String()
 			}
@@ -137,6 +137,14 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 		return invalid(values...)
 	}
 	return nil
+}
+
+// kindOf is what a client calls the type of a field; JSON of somebody else's making is an object.
+func kindOf(v reflect.Value) string {
+	if v.Kind() == reflect.Slice {
+		return "JSON object"
+	}
+	return v.Kind().String()
 }
 
 // allocate returns the value behind an optional field, making it when it is nil.

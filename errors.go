@@ -23,7 +23,9 @@ type apiError struct {
 	Fields        []fieldError
 	Organizations []organization // that stand in the way // room:organizations
 	// OAuth is the RFC 6749 error code on the two OAuth endpoints; empty stands for invalid_request.
-	OAuth      string
+	OAuth string
+	// Challenge is what WWW-Authenticate says of a refusal that signing in again ends (RFC 9470 section 3).
+	Challenge  string
 	RetryAfter time.Duration
 	cause      error
 }
@@ -59,7 +61,8 @@ var (
 	errSignupDisabled   = &apiError{Status: 403, Code: "signup_disabled", Detail: "Registration is closed."}
 	errNotFound         = &apiError{Status: 404, Code: "not_found", Detail: "There is nothing here, or nothing you can see."}
 	errMethod           = &apiError{Status: 405, Code: "method_not_allowed", Detail: "The Allow header lists the methods of this address."}
-	errRecentSignIn     = &apiError{Status: 403, Code: "recent_sign_in_required", Detail: "Sign in again first: this needs a session younger than 15 minutes."}
+	errRecentSignIn     = &apiError{Status: 403, Code: "recent_sign_in_required", Detail: "Sign in again first: this needs a session younger than 15 minutes.", Challenge: `error="insufficient_user_authentication", max_age=900`}
+	errSecondFactor     = &apiError{Status: 403, Code: "second_factor_required", Detail: "This needs a second factor: add one, or sign in with it.", Challenge: `error="insufficient_user_authentication", acr_values="aal2"`}
 	errOwnAccount       = &apiError{Status: 409, Code: "own_account", Detail: "Nobody takes their own rights away: another admin can."}
 	errLastAdmin        = &apiError{Status: 409, Code: "last_admin", Detail: "The platform needs an active admin."}
 	errTooManyAttempts  = &apiError{Status: 429, Code: "too_many_attempts", OAuth: "temporarily_unavailable", Detail: "Too many attempts; wait and try again."}
@@ -96,6 +99,7 @@ func wrongPassword(pointer string) *apiError {
 // broken by input: the handlers have checked before, and breaking it is a defect.
 var constraintErrors = map[string]*apiError{
 	"users_email_key":                         errEmailTaken,
+	"passkeys_credential_id_key":              errPasskeyTaken,  // room:passkeys
 	"organizations_slug_key":                  errSlugTaken,     // room:organizations
 	"memberships_organization_id_user_id_key": errAlreadyMember, // room:organizations
 }
@@ -164,6 +168,9 @@ func (s *server) writeError(w *response, r *http.Request, err error) {
 			slog.String("request_id", w.requestID), slog.String("route", r.Pattern), slog.String("cause", e.cause.Error()))
 	}
 	header := w.Header()
+	if e.Challenge != "" {
+		header.Set("WWW-Authenticate", "Bearer "+e.Challenge)
+	}
 	switch e.Status {
 	case 401:
 		challenge := `Bearer realm="roster"`

@@ -61,7 +61,7 @@ const (
 // every signature a twin, (r, n−s), over the same header and claims: it is known, and names the same session.
 func FuzzAccessToken(f *testing.F) {
 	s := fuzzServer(f)
-	genuine, err := s.keys.signAccess(user{ID: fuzzUser, Role: "admin"}, fuzzSession, 3)
+	genuine, err := s.keys.signAccess(newSession{user: user{ID: fuzzUser, Role: "admin"}, SessionID: fuzzSession, Generation: 3})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -16,6 +16,7 @@ const requestTimeout = 10 * time.Second
 type endpoint struct {
 	operation string // the handler's name, which is also the operationId
 	in, out   reflect.Type
+	recent    bool // only for sessions younger than recentSignIn
 	// call decodes the input, runs the handler and returns its value. ctx is the handler's.
 	call func(ctx context.Context, s *server, r *http.Request, c caller) (any, error)
 }
@@ -48,6 +49,12 @@ func handle[In, Out any](h func(context.Context, caller, In) (Out, error)) endpo
 		}}
 }
 
+// recently is an endpoint for those alone who have just signed in.
+func recently(e endpoint) endpoint {
+	e.recent = true
+	return e
+}
+
 // nameOf returns createUser for the method value s.createUser.
 func nameOf(method any) string {
 	name := runtime.FuncForPC(reflect.ValueOf(method).Pointer()).Name() // main.(*server).createUser-fm
@@ -76,6 +83,10 @@ func (s *server) serve(rt route) http.HandlerFunc {
 			return
 		}
 		w.userID = c.user.ID
+		if rt.recent && !c.recent() {
+			s.writeError(w, r, errRecentSignIn)
+			return
+		}
 		out, err := rt.call(ctx, s, r, c)
 		if err != nil {
 			s.writeError(w, r, err)

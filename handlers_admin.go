@@ -123,8 +123,12 @@ func (s *server) updateUser(ctx context.Context, c caller, in updateUserInput) (
 			return cmp.Or(orElse(tx.anyAdmin(ctx), errLastAdmin), error(errOwnAccount))
 		}
 		tx.audit(c, auditEntry{action: "user.updated", subject: u.ID, detail: map[string]any{"role": u.Role, "disabled": u.Disabled}}) // room:audit
+		if u.Role != before.Role {                                                                                                     // room:mail
+			return s.notify(ctx, tx, u.Email, "role_changed_"+u.Role)
+		}
 		return nil
 	})
+	s.wakeSender()
 	return u, err
 }
 

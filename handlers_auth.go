@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"net/http"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -44,6 +46,7 @@ type issueTokenInput struct {
 	GrantType    string  `form:"grant_type" is:"grant_type"`
 	Username     *string `form:"username" is:"credential"`
 	Password     *string `form:"password" is:"credential"`
+	OTP          *string `form:"otp" is:"credential"` // room:second-factor
 	RefreshToken *string `form:"refresh_token" is:"credential"`
 	// RFC 6749 clients may send these; there is one first-party client and one scope a role.
 	Scope        *string `form:"scope" is:"text"`
@@ -53,14 +56,15 @@ type issueTokenInput struct {
 	Resource     *string `form:"resource" is:"text"`
 }
 
-// issueToken is the token endpoint of RFC 6749: the password grant (section 4.3) and the refresh grant (section 6).
+// issueToken is the token endpoint of RFC 6749: the password grant (section 4.3) and the refresh grant (section 6). A
+// refresh token beside a password is that of the session which the new one replaces.
 func (s *server) issueToken(ctx context.Context, c caller, in issueTokenInput) (tokens, error) {
 	switch in.GrantType {
 	case "password":
 		if in.Username == nil || in.Password == nil {
 			return tokens{}, invalidRequest("username and password are required for this grant_type.")
 		}
-		return s.signIn(ctx, c, *in.Username, *in.Password)
+		return s.signIn(ctx, c, in)
 	case "refresh_token":
 		if in.RefreshToken == nil {
 			return tokens{}, invalidRequest("refresh_token is required for this grant_type.")
@@ -72,16 +76,16 @@ func (s *server) issueToken(ctx context.Context, c caller, in issueTokenInput) (
 
 // signIn checks a password. What it answers to a wrong one does not depend on whether the account exists, is
 // confirmed or disabled, and costs the same (R35); the right one is told why it does not help (R36).
-func (s *server) signIn(ctx context.Context, c caller, username, password string) (tokens, error) {
+func (s *server) signIn(ctx context.Context, c caller, in issueTokenInput) (tokens, error) {
 	var account account
-	if email, code, _ := checkEmail(username); code == "" {
+	if email, code, _ := checkEmail(*in.Username); code == "" {
 		var err error
 		account, err = s.db.accountByEmail(ctx, email)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return tokens{}, err
 		}
 	}
-	ok, weak, err := s.checkPassword(ctx, c, username, account.PasswordHash, password)
+	ok, weak, err := s.checkPassword(ctx, c, *in.Username, account.PasswordHash, *in.Password)
 	if err != nil {
 		return tokens{}, err
 	}
@@ -95,32 +99,61 @@ func (s *server) signIn(ctx context.Context, c caller, username, password string
 		refusal = errEmailNotVerified
 	}
 	if refusal != nil {
-		s.metrics.signIns.WithLabelValues(refusal.Code).Inc() // room:metrics
-		// Written for unknown addresses too: the same work, and a trail of whoever tries them all.
-		err := error(refusal)
-		err = s.db.record(ctx, c, auditEntry{action: "sign_in.refused", subject: account.ID, detail: map[string]any{"code": refusal.Code}}, err) // room:audit
-		return tokens{}, err
+		return tokens{}, s.refuseSignIn(ctx, c, account.ID, refusal)
 	}
 	if weak {
-		hash, err := s.rehash(ctx, c, account, password)
+		hash, err := s.rehash(ctx, c, account, *in.Password)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return s.signIn(ctx, c, username, password) // what is stored now decides
+			return s.signIn(ctx, c, in) // what is stored now decides
 		}
 		if err != nil {
 			return tokens{}, err
 		}
 		account.PasswordHash = hash
 	}
+	p := passwordProof(account.PasswordHash)
+	p.otp = in.OTP // room:second-factor
 	var session newSession
-	err = s.db.inTx(ctx, func(tx db) (err error) {
-		session, err = s.startSession(ctx, tx, c, account.ID, account.PasswordHash)
-		return err
-	})
-	if err != nil {
-		return tokens{}, err
+	start := func() error {
+		return s.db.inTx(ctx, func(tx db) (err error) {
+			if session, err = s.startSession(ctx, tx, c, account.ID, p); err != nil || in.RefreshToken == nil {
+				return err
+			}
+			return s.replaceSession(ctx, tx, session, *in.RefreshToken)
+		})
+	}
+	start = s.countingCodes(ctx, c, account, p, start) // room:second-factor
+	if err := start(); err != nil {
+		return tokens{}, s.refuseSignIn(ctx, c, account.ID, err)
 	}
 	s.metrics.signIns.WithLabelValues("ok").Inc() // room:metrics
 	return s.issue(session)
+}
+
+// refuseSignIn notes that a credential was not enough, for unknown addresses too: the same work, and a trail of whoever
+// tries them all. It returns what to answer.
+func (s *server) refuseSignIn(ctx context.Context, c caller, userID string, refusal error) error {
+	e, known := errors.AsType[*apiError](refusal)
+	if !known || e.Status != http.StatusBadRequest {
+		return refusal
+	}
+	s.metrics.signIns.WithLabelValues(e.Code).Inc()                                                                                        // room:metrics
+	refusal = s.db.record(ctx, c, auditEntry{action: "sign_in.refused", subject: userID, detail: map[string]any{"code": e.Code}}, refusal) // room:audit
+	return refusal
+}
+
+// replaceSession ends the session that somebody who has signed in again leaves behind, if the refresh token is genuine
+// and theirs.
+func (s *server) replaceSession(ctx context.Context, tx db, n newSession, refreshToken string) error {
+	old, _, err := s.keys.parseRefresh(refreshToken)
+	if err != nil {
+		return nil // there is nothing to end
+	}
+	if err := tx.deleteSession(ctx, n.ID, old); err != nil {
+		return orElse(err, nil)
+	}
+	tx.audit(caller{user: n.user}, auditEntry{action: "session.ended", subject: old}) // room:audit
+	return nil
 }
 
 // rehash upgrades a hash that is weaker than today's (R31); pgx.ErrNoRows when it is not the stored one any more, because
@@ -136,33 +169,48 @@ func (s *server) rehash(ctx context.Context, c caller, account account, password
 // maxSessions is how many devices a user can be signed in on; the oldest makes room (R56).
 const maxSessions = 50
 
-// startSession signs a user in, if the password hash that was verified is still theirs. It locks the user's row first,
-// so that a change of password or a second sign-in waits: no session survives the one, none is too many for the other.
-func (s *server) startSession(ctx context.Context, tx db, c caller, userID, passwordHash string) (newSession, error) {
-	u, err := tx.lockUserWithPassword(ctx, userID, passwordHash)
+// proof is what somebody who signs in has shown.
+type proof struct {
+	passwordHash *string // that of the right password; nil: another credential than a password
+	otp          *string // room:second-factor
+	amr          []string
+}
+
+func passwordProof(hash string) proof { return proof{passwordHash: &hash, amr: []string{"pwd"}} }
+
+// startSession is the one way to sign in. It locks the user's row first, so that a change of credentials or a second
+// sign-in waits: no session survives the one, none is too many for the other. The password must still be theirs, and
+// somebody who has a second factor must have passed it.
+func (s *server) startSession(ctx context.Context, tx db, c caller, userID string, p proof) (n newSession, err error) {
+	u, err := tx.lockUserWithPassword(ctx, userID, p.passwordHash)
 	if err != nil {
-		return newSession{}, orElse(err, errInvalidGrant)
+		return n, orElse(err, errInvalidGrant)
 	}
-	n := newSession{user: u, id: newID(), generation: 1}
+	n = newSession{user: u, SessionID: newID(), Generation: 1, AMR: p.amr}
 	c.user = u
-	tx.audit(c, auditEntry{action: "session.started", subject: n.id}) // room:audit
-	return n, firstError(tx.deleteOldestSessions(ctx, userID, maxSessions-1),
-		tx.insertSession(ctx, n.id, userID, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL)))
+	tx.audit(c, auditEntry{action: "session.started", subject: n.SessionID}) // room:audit
+	return n, firstError(
+		s.passSecondFactor(ctx, tx, c, &n, p), // room:second-factor
+		tx.deleteOldestSessions(ctx, userID, maxSessions-1),
+		tx.insertSession(ctx, &n, c, min(s.cfg.RefreshIdleTTL, s.cfg.RefreshMaxTTL)),
+	)
 }
 
 // newSession is what tokens are made from.
 type newSession struct {
-	user       user
-	id         string
-	generation int32
+	user
+	SessionID  string
+	Generation int32
+	AMR        []string // RFC 8176
+	StartedAt  time.Time
 }
 
 // issue makes the tokens of a session's generation.
 func (s *server) issue(n newSession) (tokens, error) {
-	access, err := s.keys.signAccess(n.user, n.id, n.generation)
+	access, err := s.keys.signAccess(n)
 	return tokens{
 		AccessToken: access, TokenType: "Bearer", ExpiresIn: int(s.cfg.AccessTokenTTL.Seconds()),
-		RefreshToken: s.keys.signRefresh(n.id, n.generation), Scope: scopeOf(n.user.Role),
+		RefreshToken: s.keys.signRefresh(n.SessionID, n.Generation), Scope: scopeOf(n.Role),
 	}, err
 }
 
@@ -186,9 +234,9 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 		err = s.wrong(ctx, c, err) // room:throttling
 		return tokens{}, err
 	}
-	u, err := s.db.rotateSession(ctx, sessionID, generation, c, s.cfg)
+	rotated, err := s.db.rotateSession(ctx, sessionID, generation, c, s.cfg)
 	if err == nil {
-		return s.issue(newSession{u, sessionID, generation + 1})
+		return s.issue(rotated)
 	}
 	if !errors.Is(err, pgx.ErrNoRows) {
 		return tokens{}, err
@@ -205,7 +253,7 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 				return tokens{}, err
 			}
 		}
-		return s.issue(newSession{found.user, sessionID, generation + 1})
+		return s.issue(found.newSession)
 	}
 	s.metrics.reuses.Inc() // room:metrics
 	s.log.WarnContext(ctx, "refresh token reused: session ended", "session_id", sessionID, "user_id", found.ID)

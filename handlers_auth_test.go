@@ -292,7 +292,7 @@ func TestFiftySessions(t *testing.T) {
 	s := newTestServer(t)
 	eve, m := s.newUser("eve@example.com", "user"), s.newUser("ada@example.com", "user")
 	for range maxSessions - 1 {
-		if err := s.db.insertSession(t.Context(), newID(), m.id, caller{}, time.Hour); err != nil {
+		if err := s.db.insertSession(t.Context(), &newSession{user: user{ID: m.id}, SessionID: newID(), AMR: []string{"pwd"}}, caller{}, time.Hour); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -146,7 +146,7 @@ func (s *server) acceptInvitation(ctx context.Context, c caller, in acceptInvita
 		if u, err := tx.userByID(ctx, c.user.ID); err != nil || i.Email != u.Email {
 			return cmp.Or(err, error(errOtherAddress))
 		}
-		if err := tx.updateVerified(ctx, c.user.ID); err != nil {
+		if err := firstError(s.proveAddress(ctx, tx, c.user.ID, &c.session), tx.updateVerified(ctx, c.user.ID)); err != nil {
 			return err
 		}
 		if m, err = tx.insertMembershipIfNone(ctx, i.OrganizationID, c.user.ID, i.Role); err != nil {
@@ -210,7 +210,7 @@ func (s *server) acceptInvitationAsNewUser(ctx context.Context, c caller, in acc
 		if _, err := tx.insertMembershipIfNone(ctx, i.OrganizationID, u.ID, i.Role); err != nil {
 			return err
 		}
-		if session, err = s.startSession(ctx, tx, c, u.ID, hash); err != nil {
+		if session, err = s.startSession(ctx, tx, c, u.ID, passwordProof(hash)); err != nil {
 			return err
 		}
 		c.user = u

@@ -85,7 +85,7 @@ func (s *server) verifyEmail(ctx context.Context, c caller, in verifyEmailInput)
 		if _, err := tx.insertUser(ctx, newUser{r.ID, r.Email, r.Name, "user", r.PasswordHash, true}); err != nil {
 			return err
 		}
-		if session, err = s.startSession(ctx, tx, c, r.ID, r.PasswordHash); err != nil {
+		if session, err = s.startSession(ctx, tx, c, r.ID, passwordProof(r.PasswordHash)); err != nil {
 			return err
 		}
 		tx.audit(c, auditEntry{action: "email.verified", subject: r.ID}) // room:audit
@@ -143,7 +143,9 @@ func (s *server) resetPassword(ctx context.Context, c caller, in resetPasswordIn
 	err = s.consume(ctx, account, in.Token, purposeResetPassword, func(tx db, _ mailToken) error {
 		tx.audit(c, auditEntry{action: "password.reset", subject: account.ID}) // room:audit
 		return firstError(
+			s.proveAddress(ctx, tx, account.ID, nil),
 			tx.updatePasswordByMail(ctx, account.ID, hash),
+			s.tellKeptPasskeys(ctx, tx, account),  // room:passkeys
 			tx.deleteFailures(ctx, account.Email), // room:throttling
 			s.endAccess(ctx, tx, account.Email, account.ID, nil),
 		)
@@ -168,7 +170,7 @@ func (s *server) changeEmail(ctx context.Context, c caller, in changeEmailInput)
 		return accepted{}, err
 	}
 	err = s.db.inTx(ctx, func(tx db) error {
-		if _, err := tx.lockUserWithPassword(ctx, c.user.ID, account.PasswordHash); err != nil {
+		if _, err := tx.lockUserWithPassword(ctx, c.user.ID, &account.PasswordHash); err != nil {
 			return orElse(err, wrongPassword("/password"))
 		}
 		taken, err := tx.emailTaken(ctx, in.Email)

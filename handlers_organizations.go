@@ -13,6 +13,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -51,17 +52,28 @@ func allow(role string, need access) error {
 	return nil
 }
 
+// allowMember is allow for a session, which an organization may want to have passed a second factor. Whoever has none may
+// still leave.
+func (s *server) allowMember(r *http.Request, c caller, found signedInUser, need access) error {
+	leaving := r.Method == http.MethodDelete && r.PathValue("user_id") == c.user.ID
+	if found.secondFactorRequired && acrOf(c.amr) != aal2 && !leaving {
+		return errSecondFactor
+	}
+	return allow(found.role, need)
+}
+
 // manages says whether an actor may give, change or take a role: it must be strictly below their own, except that
 // owners manage owners (R72).
 func manages(actor, role string) bool { return actor == "owner" || ranks[actor] > ranks[role] }
 
 // organization is a team.
 type organization struct {
-	ID        string    `json:"id" is:"uuid"`
-	Name      string    `json:"name"`
-	Slug      string    `json:"slug"`
-	CreatedAt time.Time `json:"created_at"`
-	UpdatedAt time.Time `json:"updated_at"`
+	ID                   string    `json:"id" is:"uuid"`
+	Name                 string    `json:"name"`
+	Slug                 string    `json:"slug"`
+	SecondFactorRequired bool      `json:"second_factor_required"`
+	CreatedAt            time.Time `json:"created_at"`
+	UpdatedAt            time.Time `json:"updated_at"`
 }
 
 func (o organization) etag() string { return etag(o.UpdatedAt) }
@@ -197,14 +209,24 @@ func (s *server) readOrganization(ctx context.Context, _ caller, in organization
 
 type updateOrganizationInput struct {
 	organizationInput
-	IfMatch versions `header:"If-Match"`
-	Name    *string  `json:"name" is:"name"`
-	Slug    *string  `json:"slug" is:"slug"`
+	IfMatch              versions `header:"If-Match"`
+	Name                 *string  `json:"name" is:"name"`
+	Slug                 *string  `json:"slug" is:"slug"`
+	SecondFactorRequired *bool    `json:"second_factor_required"`
 }
 
+// updateOrganization changes name and slug. What is asked of the members' sessions is an owner's to say, in a session that
+// would pass: nobody locks themselves out.
 func (s *server) updateOrganization(ctx context.Context, c caller, in updateOrganizationInput) (o organization, err error) {
-	err = s.inOrganization(ctx, c, in.OrganizationID, func(tx db, _ string) error {
-		if o, err = tx.updateOrganization(ctx, in.OrganizationID, in.Name, in.Slug, in.IfMatch); err != nil {
+	err = s.inOrganization(ctx, c, in.OrganizationID, func(tx db, role string) error {
+		switch {
+		case in.SecondFactorRequired == nil:
+		case role != "owner":
+			return errForbidden
+		case acrOf(c.amr) != aal2:
+			return errSecondFactor
+		}
+		if o, err = tx.updateOrganization(ctx, in); err != nil {
 			return orElse(err, errStale)
 		}
 		tx.audit(c, auditEntry{action: "organization.updated", organization: o.ID}) // room:audit

@@ -22,7 +22,7 @@ import (
 func (s *testServer) signed(m member, session string) member {
 	s.t.Helper()
 	var err error
-	if m.token, err = s.keys.signAccess(user{ID: m.id, Role: "user"}, session, 1); err != nil {
+	if m.token, err = s.keys.signAccess(newSession{user: user{ID: m.id, Role: "user"}, SessionID: session, Generation: 1}); err != nil {
 		s.t.Fatal(err)
 	}
 	m.refresh = s.keys.signRefresh(session, 1)

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"time"
 )
 
 func (s *server) readMe(_ context.Context, c caller, _ none) (user, error) { return c.user, nil }
@@ -58,6 +57,20 @@ func (s *server) changePassword(ctx context.Context, c caller, in changePassword
 	return none{}, err
 }
 
+// proveAddress comes before an address is proved: who was there until then may have been somebody else. Where it was not
+// proved, every credential but the password, which the callers see to, is void, and every session but one.
+func (s *server) proveAddress(ctx context.Context, tx db, userID string, except *string) error {
+	u, err := tx.userByID(ctx, userID)
+	if err != nil || u.EmailVerified {
+		return orElse(err, nil)
+	}
+	return firstError(
+		s.deleteSecondFactor(ctx, tx, u, "second_factor_void"), // room:second-factor
+		s.deletePasskeys(ctx, tx, u, "passkeys_void"),          // room:passkeys
+		tx.deleteSessions(ctx, userID, except),
+	)
+}
+
 // endAccess is what a new password means: every session but one ends, every mail token is void, the owner is told.
 func (s *server) endAccess(ctx context.Context, tx db, email, userID string, except *string) error {
 	return firstError(
@@ -90,21 +103,12 @@ func (s *server) requirePassword(ctx context.Context, c caller, account account,
 	return err
 }
 
-// recentSignIn is how young a session must be for what cannot be undone.
-const recentSignIn = 15 * time.Minute
-
-// recent says whether the caller has just signed in.
-func (c caller) recent() bool { return time.Since(c.signedIn) < recentSignIn }
-
 // deleteMe deletes the account and everything personal; 409 while the caller is the last active owner of something.
 type deleteMeInput struct {
 	IfMatch versions `header:"If-Match"`
 }
 
 func (s *server) deleteMe(ctx context.Context, c caller, in deleteMeInput) (none, error) {
-	if !c.recent() {
-		return none{}, errRecentSignIn
-	}
 	return none{}, s.db.inTx(ctx, func(tx db) error {
 		if err := tx.lockPlatform(ctx); err != nil { // room:administration
 			return err

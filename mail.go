@@ -40,6 +40,7 @@ const (
 	mailChangeEmail       = "change_email"
 	mailChangeEmailNotice = "change_email_notice"
 	mailPasswordChanged   = "password_changed"
+	mailSecurityNotice    = "security_notice"
 	mailInvitation        = "invitation"
 )
 
@@ -70,6 +71,7 @@ func mailKinds(cfg config) map[string]mailKind {
 		mailChangeEmail:       {purposeConfirmEmail, changeEmailTTL},
 		mailChangeEmailNotice: {},
 		mailPasswordChanged:   {},
+		mailSecurityNotice:    {},
 		mailInvitation:        {purposeInvitation, cfg.InvitationTTL}, // room:invitations
 	}
 }
@@ -179,6 +181,12 @@ const (
 	mailGrace   = 5 * time.Second    // for the mail in hand when the replica stops
 	mailMaxAge  = 3 * 24 * time.Hour // then a mail is given up
 )
+
+// notify tells the owner of an account, by mail, what has changed about how they sign in or what they may do: event is a
+// line of mails/security_notice.txt.
+func (s *server) notify(ctx context.Context, tx db, email, event string) error {
+	return s.mail(ctx, tx, newMail{kind: mailSecurityNotice, owner: email, notice: event})
+}
 
 // deadLink is the answer to a mail token that was not found.
 func (s *server) deadLink(ctx context.Context, c caller, err error) error {
@@ -290,6 +298,9 @@ func (s *server) prepare(ctx context.Context, m mailRow) (message, error) {
 		return message{}, errors.New("this version knows no such kind of mail")
 	}
 	data := map[string]any{"Product": productName, "Link": s.cfg.AppURL + "/", "TTL": humanDuration(kind.ttl)}
+	if m.Notice != nil {
+		data["Event"], data["Number"], _ = strings.Cut(*m.Notice, " ")
+	}
 	if kind.purpose == "" {
 		return render(m, "", data)
 	}

@@ -50,6 +50,7 @@ const usage = `COMMAND
   serve        the API
   migrate      [up|down|status|to N]  the schema, apart from serve
   admin        EMAIL [--password-stdin]  make or recover a platform admin
+  sessions     --end-all  sign everybody out
   import       [--atomic] [--dry-run] FILE.ndjson  users with their password hashes, from another system
   prune        delete what has expired; serve does it too
   keygen       a new secret for SECRET_KEYS
@@ -68,6 +69,8 @@ func run(ctx context.Context, args []string, lookup envconfig.Lookuper, stdout i
 		return runMigrate(ctx, args, lookup, stdout)
 	case "admin": // room:administration
 		return runAdmin(ctx, args, lookup, os.Stdin, stdout) // room:administration
+	case "sessions":
+		return runSessions(ctx, args, lookup, stdout)
 	case "import": // room:import
 		return runImport(ctx, args, lookup, stdout) // room:import
 	}
@@ -111,7 +114,11 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	if err != nil {
 		return err
 	}
-	if err := checkSchema(ctx, s); err != nil {
+	if err := firstError(
+		checkSchema(ctx, s),
+		s.checkSealed(ctx),   // room:second-factor
+		s.checkPasskeys(ctx), // room:passkeys
+	); err != nil {
 		return err
 	}
 	listener, err := net.Listen("tcp", cfg.ListenAddr)
@@ -148,7 +155,13 @@ func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string
 	if err != nil {
 		return nil, err
 	}
-	return &server{cfg: cfg, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
+	var keys *keyRing
+	if len(cfg.secrets) > 0 { // no command needs them, and prune can do with them
+		if keys, err = newKeyRing(cfg); err != nil {
+			return nil, err
+		}
+	}
+	return &server{cfg: cfg, keys: keys, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams, cfg.words()...)}, nil
 }
 
 // maxGarbage is what may pile up in a small heap before it is collected, in bytes: less than a hash leaves.
@@ -200,6 +213,34 @@ func runHealthcheck(ctx context.Context, lookup envconfig.Lookuper) error {
 	if answer.StatusCode != http.StatusOK {
 		return fmt.Errorf("/healthz answers %d", answer.StatusCode)
 	}
+	return nil
+}
+
+// runSessions is the command: sessions --end-all. It signs everybody out.
+func runSessions(ctx context.Context, args []string, lookup envconfig.Lookuper, stdout io.Writer) error {
+	if len(args) != 1 || args[0] != "--end-all" {
+		return usageError("sessions --end-all")
+	}
+	cfg, err := loadConfig(ctx, lookup, true, "DATABASE_URL")
+	if err != nil {
+		return err
+	}
+	conn, err := connectDirectly(ctx, cfg.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var ended int64
+	err = db{q: conn}.inTx(ctx, func(tx db) error {
+		tag, err := tx.execTag(ctx, `delete from sessions`)
+		ended = tag.RowsAffected()
+		tx.audit(caller{}, auditEntry{action: "session.all_ended"}) // room:audit
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "%d sessions ended\n", ended)
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 // cell is what one request of the matrix works on. Everything is its own, so no cell spends what another needs.
 type cell struct {
+	s          *testServer
 	me         member // without a token when nobody is signed in
 	session    string // another one of theirs
 	subject    member // somebody else, signed in, whose address is not confirmed
@@ -139,7 +140,7 @@ func matrixRequest(rt route, c cell) request {
 // newCell fills a cell for a caller who has a role in its organization, and one in another.
 func (s *testServer) newCell(role, elsewhere string) cell {
 	s.t.Helper()
-	c := cell{id: newID(), token: newID(), invited: newID(), other: newID(), invitation: newID(), session: newID()}
+	c := cell{s: s, id: newID(), token: newID(), invited: newID(), other: newID(), invitation: newID(), session: newID()}
 	c.me = s.insertMember("me."+c.token, "user")
 	c.subject = s.insertMember("subject."+c.token, "user")
 	keeper := newID() // an owner too, so that the caller may always go

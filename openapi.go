@@ -84,6 +84,7 @@ type serverMetadata struct {
 	TokenEndpointAuthMethodsSupported []string `json:"token_endpoint_auth_methods_supported"`
 	RevocationAuthMethodsSupported    []string `json:"revocation_endpoint_auth_methods_supported"`
 	ServiceDocumentation              string   `json:"service_documentation"`
+	ACRValuesSupported                []string `json:"acr_values_supported"`
 }
 
 func (s *server) readMetadata(context.Context, caller, none) (serverMetadata, error) {
@@ -98,5 +99,6 @@ func (s *server) readMetadata(context.Context, caller, none) (serverMetadata, er
 		TokenEndpointAuthMethodsSupported: []string{"none"},
 		RevocationAuthMethodsSupported:    []string{"none"},
 		ServiceDocumentation:              s.cfg.PublicURL + "/docs",
+		ACRValuesSupported:                []string{aal1, aal2},
 	}, nil
 }

@@ -140,8 +140,8 @@ type generator struct {
 // receives is checked against the description that they end in.
 var stateRefusals = map[string][]string{
 	"register": {"403", "409"}, "acceptInvitationAsNewUser": {"409", "429"}, "issueToken": {"429"}, "verifyEmail": {"429"},
-	"resetPassword": {"429"}, "confirmEmail": {"429"}, "acceptInvitation": {"403"}, "deleteMe": {"403", "409"},
-	"createUser": {"409"}, "updateUser": {"409"}, "deleteUser": {"409"}, "listOrganizations": {"403"}, "createOrganization": {"409"},
+	"resetPassword": {"429"}, "confirmEmail": {"429"}, "acceptInvitation": {"403"}, "deleteMe": {"409"},
+	"createUser": {"409"}, "updateUser": {"409"}, "deleteUser": {"409"}, "listOrganizations": {"403"}, "createOrganization": {"403", "409"},
 	"updateOrganization": {"409"}, "createMembership": {"409"}, "updateMembership": {"409"}, "deleteMembership": {"409"}, "createInvitation": {"409"},
 }
 
@@ -279,6 +279,9 @@ func (g *generator) operation(rt route, path string) object {
 	} else {
 		op["security"] = []any{}
 	}
+	if rt.recent {
+		refusals = append(refusals, "403")
+	}
 	if len(limitsOf(rt.operation, rt.access != public && !strings.HasPrefix(rt.pattern, "GET "))) > 0 { // room:throttling
 		refusals = append(refusals, "429")
 	}
@@ -411,8 +414,11 @@ func (g *generator) text(t reflect.Type, name string) object {
 		t = t.Elem()
 	}
 	schema := object{"type": "string"}
-	if t.Kind() == reflect.Bool {
+	switch t.Kind() {
+	case reflect.Bool:
 		schema["type"] = "boolean"
+	case reflect.Slice: // JSON of somebody else's making
+		schema["type"] = "object"
 	}
 	for k, v := range g.rules[name].schema {
 		schema[k] = v

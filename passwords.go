@@ -44,12 +44,14 @@ var maxParams = argon2Params{memory: 256 * 1024, time: 10, threads: 16}
 type passwords struct {
 	gate      gate
 	minLength int
+	words     []string     // of this service, lower case: no password is made of one
 	cost      argon2Params // of new hashes; what is stored with another one is hashed anew
 	dummy     string       // verified for unknown addresses, so that they take the same time (R35)
 }
 
-func newPasswords(minLength int, cost argon2Params) *passwords {
+func newPasswords(minLength int, cost argon2Params, words ...string) *passwords {
 	return &passwords{gate: gate{places: max(1, runtime.GOMAXPROCS(0)-1)}, minLength: minLength, cost: cost,
+		words: append(words, productName),
 		dummy: encodePHC(cost, make([]byte, 16), make([]byte, 32))}
 }
 
@@ -104,9 +106,9 @@ func (p *passwords) problem(password, email string) (code, detail string) {
 	}
 	lower := strings.ToLower(password)
 	local, _, _ := strings.Cut(email, "@")
-	for _, word := range []string{email, local, productName} {
+	for _, word := range append([]string{email, local}, p.words...) {
 		if len(word) >= 4 && strings.Contains(lower, word) && strings.Trim(strings.ReplaceAll(lower, word, ""), "0123456789!.-_@ ") == "" {
-			return "password_too_common", "must not be made of your address or of " + productName
+			return "password_too_common", "must not be made of your address or of the name of this service"
 		}
 	}
 	if strings.Contains(commonPasswords(), "\n"+lower+"\n") {

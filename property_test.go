@@ -238,8 +238,11 @@ func (r chance) value(name string, schema object, known bool) any {
 	if v, ok := r.known[name]; ok && known && allows(schema, v) {
 		return v
 	}
-	if schema["type"] == "boolean" {
+	switch schema["type"] {
+	case "boolean":
 		return r.IntN(2) == 0
+	case "object":
+		return map[string]any{"id": r.text(object{})}
 	}
 	return r.text(schema)
 }
@@ -283,6 +286,10 @@ func (r chance) forbidden(schema object, form bool) map[string]any {
 		delete(bad, "true")
 		return bad
 	}
+	if schema["type"] == "object" {
+		delete(bad, "an object")
+		return bad
+	}
 	delete(bad, "text")
 	for what, text := range map[string]string{
 		"empty": "", "NUL": "\x00", "blank": " ", "upper case": strings.ToUpper(r.text(schema)), "a letter more": r.text(schema) + "ä",
@@ -302,7 +309,8 @@ func (r chance) forbidden(schema object, form bool) map[string]any {
 	}
 	maps.DeleteFunc(bad, func(_ string, v any) bool {
 		text, ok := v.(string)
-		return ok && (allows(schema, text) || form && text == "") // of a form, what is empty is not there: RFC 6749 section 3.2
+		trimmed := schema["description"] != nil && allows(schema, strings.TrimFunc(text, whiteSpace)) // as a name is
+		return ok && (allows(schema, text) || trimmed || form && text == "")                          // of a form, what is empty is not there: RFC 6749 section 3.2
 	})
 	return bad
 }

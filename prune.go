@@ -109,6 +109,7 @@ func (s *server) pruneRegularly(ctx context.Context) {
 		case <-ticker.C:
 		}
 		deleted, err := s.db.prune(ctx, s.cfg)
+		err = errors.Join(err, s.resealSecondFactors(ctx)) // room:second-factor
 		if err != nil && ctx.Err() == nil {
 			s.log.Error("pruning", "cause", err.Error())
 		} else if deleted > 0 {
@@ -125,6 +126,7 @@ func runPrune(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	}
 	defer s.pool.Close()
 	deleted, err := s.db.prune(ctx, s.cfg)
+	err = errors.Join(err, s.resealSecondFactors(ctx)) // room:second-factor
 	fmt.Fprintf(stdout, "%d rows deleted\n", deleted)
 	return err
 }

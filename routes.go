@@ -21,6 +21,8 @@ func (s *server) routes() []route {
 		register,
 		{"POST /v1/auth/verify-email", public, 200, handle(s.verifyEmail), "Confirm the address and sign in"}, // room:mailflows
 		{"POST /v1/auth/token", public, 200, handle(s.issueToken), "Sign in, or refresh (RFC 6749)"},
+		{"POST /v1/auth/passkey/options", public, 200, handle(s.offerPasskey), "Ask how to sign in by passkey (WebAuthn)"}, // room:passkeys
+		{"POST /v1/auth/passkey", public, 200, handle(s.signInWithPasskey), "Sign in by passkey"},                          // room:passkeys
 		{"POST /v1/auth/revoke", public, 200, handle(s.revokeToken), "Sign out (RFC 7009)"},
 		{"POST /v1/auth/forgot-password", public, 202, handle(s.forgotPassword), "Ask for a link to choose a new password"},              // room:mailflows
 		{"POST /v1/auth/reset-password", public, 204, handle(s.resetPassword), "Choose a new password by link"},                          // room:mailflows
@@ -31,23 +33,35 @@ func (s *server) routes() []route {
 		{"GET /v1/users/me", signedIn, 200, handle(s.readMe), "Read yourself"},
 		{"PATCH /v1/users/me", signedIn, 200, handle(s.updateMe), "Change your name"},
 		{"PUT /v1/users/me/password", signedIn, 204, handle(s.changePassword), "Change your password"},
-		{"POST /v1/users/me/email", signedIn, 202, handle(s.changeEmail), "Change your address"}, // room:mailflows
+		{"POST /v1/users/me/email", signedIn, 202, recently(handle(s.changeEmail)), "Change your address"}, // room:mailflows
 		{"GET /v1/users/me/sessions", signedIn, 200, handle(s.listSessions), "List where you are signed in"},
 		{"DELETE /v1/users/me/sessions", signedIn, 204, handle(s.deleteOtherSessions), "Sign out everywhere else"},
 		{"DELETE /v1/users/me/sessions/{session_id}", signedIn, 204, handle(s.deleteSession), "Sign out one session"},
-		{"DELETE /v1/users/me", signedIn, 204, handle(s.deleteMe), "Delete your account"},
-		{"GET /v1/users/me/memberships", signedIn, 200, handle(s.listMyMemberships), "List where you are a member"}, // room:organizations
-		{"POST /v1/invitations/accept", signedIn, 200, handle(s.acceptInvitation), "Accept an invitation"},          // room:invitations
-		{"GET /v1/users/me/export", signedIn, 200, handle(s.exportMe), "Everything stored about you"},               // room:audit
+		{"DELETE /v1/users/me", signedIn, 204, recently(handle(s.deleteMe)), "Delete your account"},
+		{"GET /v1/users/me/second-factor", signedIn, 200, handle(s.readSecondFactor), "Read whether you have a second factor"},                                // room:second-factor
+		{"POST /v1/users/me/second-factor", signedIn, 201, recently(handle(s.startSecondFactor)), "Begin a second factor: a secret for an authenticator app"}, // room:second-factor
+		{"PUT /v1/users/me/second-factor", signedIn, 200, recently(handle(s.enableSecondFactor)), "Add or replace your second factor, by its first code"},     // room:second-factor
+		{"DELETE /v1/users/me/second-factor", signedIn, 204, recently(handle(s.disableSecondFactor)), "Remove your second factor"},                            // room:second-factor
+		{"POST /v1/users/me/recovery-codes", signedIn, 200, recently(handle(s.replaceRecoveryCodes)), "Make new recovery codes"},                              // room:second-factor
+		{"POST /v1/users/me/passkeys/options", signedIn, 200, recently(handle(s.offerNewPasskey)), "Begin a passkey (WebAuthn)"},                              // room:passkeys
+		{"GET /v1/users/me/passkeys", signedIn, 200, handle(s.listPasskeys), "List your passkeys"},                                                            // room:passkeys
+		{"POST /v1/users/me/passkeys", signedIn, 201, recently(handle(s.createPasskey)), "Add a passkey"},                                                     // room:passkeys
+		{"PATCH /v1/users/me/passkeys/{passkey_id}", signedIn, 200, handle(s.updatePasskey), "Rename a passkey"},                                              // room:passkeys
+		{"DELETE /v1/users/me/passkeys/{passkey_id}", signedIn, 204, recently(handle(s.deletePasskey)), "Remove a passkey"},                                   // room:passkeys
+		{"GET /v1/users/me/memberships", signedIn, 200, handle(s.listMyMemberships), "List where you are a member"},                                           // room:organizations
+		{"POST /v1/invitations/accept", signedIn, 200, handle(s.acceptInvitation), "Accept an invitation"},                                                    // room:invitations
+		{"GET /v1/users/me/export", signedIn, 200, handle(s.exportMe), "Everything stored about you"},                                                         // room:audit
 
 		// Users
-		{"GET /v1/users", platformAdmin, 200, handle(s.listUsers), "List or search the users"},                                  // room:administration
-		{"POST /v1/users", platformAdmin, 201, handle(s.createUser), "Make an account for somebody"},                            // room:administration
-		{"GET /v1/users/{user_id}", platformAdmin, 200, handle(s.readUser), "Read a user"},                                      // room:administration
-		{"PATCH /v1/users/{user_id}", platformAdmin, 200, handle(s.updateUser), "Change name or role, disable or enable"},       // room:administration
-		{"DELETE /v1/users/{user_id}", platformAdmin, 204, handle(s.deleteUser), "Delete a user"},                               // room:administration
-		{"DELETE /v1/users/{user_id}/sessions", platformAdmin, 204, handle(s.deleteUserSessions), "Sign a user out everywhere"}, // room:administration
-		{"GET /v1/audit-events", platformAdmin, 200, handle(s.listAuditEvents), "List the audit trail"},                         // room:audit
+		{"GET /v1/users", platformAdmin, 200, handle(s.listUsers), "List or search the users"},                                                     // room:administration
+		{"POST /v1/users", platformAdmin, 201, handle(s.createUser), "Make an account for somebody"},                                               // room:administration
+		{"GET /v1/users/{user_id}", platformAdmin, 200, handle(s.readUser), "Read a user"},                                                         // room:administration
+		{"PATCH /v1/users/{user_id}", platformAdmin, 200, handle(s.updateUser), "Change name or role, disable or enable"},                          // room:administration
+		{"DELETE /v1/users/{user_id}", platformAdmin, 204, handle(s.deleteUser), "Delete a user"},                                                  // room:administration
+		{"DELETE /v1/users/{user_id}/sessions", platformAdmin, 204, handle(s.deleteUserSessions), "Sign a user out everywhere"},                    // room:administration
+		{"DELETE /v1/users/{user_id}/second-factor", platformAdmin, 204, recently(handle(s.resetSecondFactor)), "Take a user's second factor off"}, // room:second-factor
+		{"DELETE /v1/users/{user_id}/passkeys", platformAdmin, 204, recently(handle(s.resetPasskeys)), "Take a user's passkeys off"},               // room:passkeys
+		{"GET /v1/audit-events", platformAdmin, 200, handle(s.listAuditEvents), "List the audit trail"},                                            // room:audit
 
 		// Organizations
 		{"POST /v1/organizations", signedIn, 201, handle(s.createOrganization), "Found an organization, as its owner"},                                         // room:organizations

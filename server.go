@@ -58,7 +58,7 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 		return nil, err
 	}
 	s := &server{
-		cfg: cfg, log: log, pool: pool, db: db{q: pool}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength, currentParams),
+		cfg: cfg, log: log, pool: pool, db: db{q: pool}, keys: keys, passwords: newPasswords(cfg.PasswordMinLength, currentParams, cfg.words()...),
 		newMail:   make(chan struct{}, 1),   // room:mail
 		exporting: gate{places: maxExports}, // room:audit
 		inFlight:  newPlaces(maxInFlight), largeBody: newPlaces(maxLargeBodies), answers: newPlaces(maxAnswers), mux: http.NewServeMux(),

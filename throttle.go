@@ -75,7 +75,10 @@ var limitTable = []limit{
 	{invitationsAddress, 20, time.Hour, nil, nil},   // of all organizations to an address
 	{invitationsOrg, 200, 24 * time.Hour, nil, nil}, // of an organization
 	{invitationsUser, 200, 24 * time.Hour, eachUser, []string{"createInvitation"}},
-	{changes, 1000, time.Hour, eachUser, nil}, // whatever a signed-in user writes: each is a line of the audit trail
+	{otpHour, 10, time.Hour, nil, nil},                                           // wrong codes of an account; no password and no reset gives one back // room:second-factor
+	{otpDay, 30, 24 * time.Hour, nil, nil},                                       // the same // room:second-factor
+	{passkeyOffers, 150, 5 * time.Minute, eachNetwork, []string{"offerPasskey"}}, // questions how to sign in by passkey // room:passkeys
+	{changes, 1000, time.Hour, eachUser, nil},                                    // whatever a signed-in user writes: each is a line of the audit trail
 	{foundings, 500, 24 * time.Hour, eachUser, []string{"createOrganization"}},
 	{emailChanges, 10, time.Hour, eachUser, []string{"changeEmail"}},
 	{exports, 10, time.Hour, eachUser, []string{"exportMe"}},
@@ -227,9 +230,11 @@ func (s *server) tooMany(before error, now throttleCount) error {
 
 // mailboxFull counts a mail, and says whether the address has had enough of its kind.
 func (s *server) mailboxFull(ctx context.Context, tx db, m newMail) (bool, error) { // room:mail
+	event, _, _ := strings.Cut(m.notice, " ")
+	kind := strings.TrimSpace(m.kind + " " + event) // one notice keeps none of another event back
 	// One after the other: what the minute leaves out takes nothing from the hour.
 	for _, name := range []string{mailsMinute, mailsHour} {
-		above, err := s.count(ctx, tx, []counter{s.counter(name, m.kind, hashed(m.to))})
+		above, err := s.count(ctx, tx, []counter{s.counter(name, kind, hashed(m.to))})
 		if err != nil || len(above) > 0 {
 			return true, err
 		}
@@ -245,7 +250,10 @@ func (s *server) attempt(ctx context.Context, c caller, counters []counter) (ver
 	if s.cfg.Throttle == "off" {
 		return func(bool) error { return nil }, nil
 	}
-	verdict = func(wrong bool) error { return s.settle(context.WithoutCancel(ctx), c, counters, wrong) }
+	verdict = func(wrong bool) error {
+		_, err := s.settle(context.WithoutCancel(ctx), c, counters, wrong)
+		return err
+	}
 	for deadline := time.Now().Add(gateWait); ; time.Sleep(crowdPoll) {
 		now, err := s.db.reserveThrottles(ctx, counters)
 		if err != nil {
@@ -279,14 +287,14 @@ func (s *server) attempt(ctx context.Context, c caller, counters []counter) (ver
 }
 
 // settle gives reserved places back, and counts what was wrong.
-func (s *server) settle(ctx context.Context, c caller, counters []counter, wrong bool) error {
+func (s *server) settle(ctx context.Context, c caller, counters []counter, wrong bool) ([]throttleCount, error) {
 	counts, err := s.db.settleThrottles(ctx, counters, wrong)
 	for _, now := range counts {
 		if wrong && now.Count == now.limit.count {
 			err = cmp.Or(err, s.auditLimit(ctx, c, now.limit)) // room:audit
 		}
 	}
-	return err
+	return counts, err
 }
 
 // guess is an attempt at the password of an account, which need not exist (R38).

@@ -41,6 +41,8 @@ type key struct {
 	refresh []byte // HMAC key of refresh tokens
 	cursor  []byte // HMAC key of list cursors
 	mail    []byte // HMAC key of mail tokens
+	passkey []byte // HMAC key of challenges // room:passkeys
+	seal    []byte // AES-256 key of what is sealed // room:second-factor
 }
 
 // keyRing holds the derived keys. The first secret signs, all verify, so a rotation signs nobody out (R48).
@@ -122,6 +124,8 @@ func deriveKey(secret []byte) (*key, jwk, error) {
 	kid := base64.RawURLEncoding.EncodeToString(thumbprint[:])
 	k := &key{
 		kid: kid, id: [4]byte(thumbprint[:4]), private: private,
+		passkey: derive("roster/passkey/hmac", 32), // room:passkeys
+		seal:    derive("roster/seal/aes-gcm", 32), // room:second-factor
 		refresh: derive("roster/refresh/hmac", 32), cursor: derive("roster/cursor/hmac", 32), mail: derive("roster/mail/hmac", 32),
 	}
 	return k, jwk{Kty: "EC", Crv: "P-256", Kid: kid, Use: "sig", Alg: "ES256", X: x, Y: y}, nil
@@ -136,18 +140,24 @@ type accessClaims struct {
 	Generation int32    `json:"gen"`
 	Roles      []string `json:"roles"`
 	Scope      string   `json:"scope"`
+	// How and when the session was signed in to (RFC 9068 section 2.2.1), for other services too. Tokens of the version
+	// before have none of these.
+	AMR      []string         `json:"amr"` // RFC 8176
+	ACR      string           `json:"acr"`
+	AuthTime *jwt.NumericDate `json:"auth_time"`
 }
 
 // signAccess issues an access token for a session.
-func (k *keyRing) signAccess(u user, sessionID string, generation int32) (string, error) {
+func (k *keyRing) signAccess(n newSession) (string, error) {
 	now := time.Now()
 	claims := accessClaims{
 		RegisteredClaims: jwt.RegisteredClaims{
-			Issuer: k.cfg.PublicURL, Audience: jwt.ClaimStrings{k.cfg.PublicURL}, Subject: u.ID, ID: rand.Text(),
+			Issuer: k.cfg.PublicURL, Audience: jwt.ClaimStrings{k.cfg.PublicURL}, Subject: n.ID, ID: rand.Text(),
 			IssuedAt: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(k.cfg.AccessTokenTTL)),
 		},
-		ClientID: clientID, SessionID: sessionID, Generation: generation,
-		Roles: []string{u.Role}, Scope: scopeOf(u.Role),
+		ClientID: clientID, SessionID: n.SessionID, Generation: n.Generation,
+		Roles: []string{n.Role}, Scope: scopeOf(n.Role),
+		AMR: n.AMR, ACR: acrOf(n.AMR), AuthTime: jwt.NewNumericDate(n.StartedAt),
 	}
 	token := jwt.NewWithClaims(jwt.SigningMethodES256, claims)
 	token.Header["typ"], token.Header["kid"] = accessType, k.signing.kid
@@ -255,12 +265,8 @@ func (k *keyRing) signRefresh(sessionID string, generation int32) string {
 // parseRefresh returns what a genuine refresh token names.
 func (k *keyRing) parseRefresh(token string) (sessionID string, generation int32, err error) {
 	encoded, ok := strings.CutPrefix(token, refreshPrefix)
-	// The decoder skips line breaks; the length before decoding is what rules them out.
-	if !ok || len(encoded) != base64.RawURLEncoding.EncodedLen(refreshBytes) {
-		return "", 0, errBadToken
-	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
-	if err != nil || len(b) != refreshBytes || b[0] != refreshVersion {
+	b, err := decodeBase64(encoded)
+	if !ok || err != nil || len(b) != refreshBytes || b[0] != refreshVersion {
 		return "", 0, errBadToken
 	}
 	key := k.byID[[4]byte(b[1:5])]
@@ -278,9 +284,8 @@ func (k *keyRing) signCursor(scope, id string) string {
 }
 
 func (k *keyRing) parseCursor(scope, cursor string) (id string, err error) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
-	// The decoder skips line breaks; the length of the text is what rules them out.
-	if err != nil || len(b) != 32 || len(cursor) != base64.RawURLEncoding.EncodedLen(32) {
+	b, err := decodeBase64(cursor)
+	if err != nil || len(b) != 32 {
 		return "", errBadToken
 	}
 	for _, key := range k.byID {
@@ -289,6 +294,15 @@ func (k *keyRing) parseCursor(scope, cursor string) (id string, err error) {
 		}
 	}
 	return "", errBadToken
+}
+
+// decodeBase64 reads the one spelling of base64url without padding: the decoder alone skips line breaks.
+func decodeBase64(text string) ([]byte, error) {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err != nil || len(text) != base64.RawURLEncoding.EncodedLen(len(b)) {
+		return nil, errBadToken
+	}
+	return b, nil
 }
 
 func sum(key []byte, parts ...[]byte) []byte {
