@@ -201,8 +201,8 @@ func (s *server) confirmEmail(ctx context.Context, c caller, in confirmEmailInpu
 	}
 	err = s.consume(ctx, account, in.Token, purposeConfirmEmail, func(tx db, t mailToken) error {
 		tx.audit(c, auditEntry{action: "email.changed", subject: account.ID}) // room:audit
-		return firstError(tx.updateEmail(ctx, t.UserID, t.Email), tx.deleteSessions(ctx, t.UserID, t.SessionID),
-			tx.voidMailTokens(ctx, t.UserID))
+		return firstError(s.proveAddress(ctx, tx, t.UserID, t.SessionID), tx.updateEmail(ctx, t.UserID, t.Email),
+			tx.deleteSessions(ctx, t.UserID, t.SessionID), tx.voidMailTokens(ctx, t.UserID))
 	})
 	if violates(err, "users_email_key") {
 		err = errBadMailToken
