@@ -78,10 +78,10 @@ func compareVersions(a, b []string) int {
 	return 0
 }
 
-// The script that CI runs is one that a shell understands.
+// The scripts are ones that a shell understands.
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{".ci/run", ".ci/previous"} {
+	for _, name := range []string{".ci/run", ".ci/previous", ".ci/postgres.sh", ".ci/rooms"} {
 		if out, err := exec.CommandContext(t.Context(), "bash", "-n", name).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v %s", name, err, out)
 		}
