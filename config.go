@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path"
 	"reflect"
 	"slices"
 	"strings"
@@ -23,32 +25,34 @@ import (
 // config is everything an operator can set, one environment variable a field (CONTRACT section 4, README).
 // A variable whose name ends in _FILE holds the path of a file with the value, for every variable here.
 type config struct {
-	DatabaseURL       string         `env:"DATABASE_URL"`
-	SecretKeys        string         `env:"SECRET_KEYS"`
-	PublicURL         string         `env:"PUBLIC_URL"`
-	AppURL            string         `env:"APP_URL"`
-	ListenAddr        string         `env:"LISTEN_ADDR, default=:8080"`
-	OpsAddr           string         `env:"OPS_ADDR, default=127.0.0.1:9090"`
-	DBMaxConns        int32          `env:"DB_MAX_CONNS, default=16"`
-	AccessTokenTTL    time.Duration  `env:"ACCESS_TOKEN_TTL, default=15m"`
-	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h"`
-	RefreshMaxTTL     time.Duration  `env:"REFRESH_MAX_TTL, default=2160h"`
-	RefreshGrace      time.Duration  `env:"REFRESH_GRACE, default=30s"`
-	SignupEnabled     bool           `env:"SIGNUP_ENABLED, default=true"`
-	EmailVerification bool           `env:"EMAIL_VERIFICATION, default=true"`
-	CORSOrigins       []string       `env:"CORS_ORIGINS"`
-	TrustedProxies    []netip.Prefix `env:"TRUSTED_PROXIES"`
-	PasswordMinLength int            `env:"PASSWORD_MIN_LENGTH, default=12"`
-	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h"`
-	ResetTTL          time.Duration  `env:"RESET_TTL, default=1h"`
-	InvitationTTL     time.Duration  `env:"INVITATION_TTL, default=168h"`
-	AuditRetention    time.Duration  `env:"AUDIT_RETENTION, default=8760h"`
-	MailFrom          string         `env:"MAIL_FROM"`
-	SMTPURL           string         `env:"SMTP_URL"`
-	Throttle          string         `env:"THROTTLE, default=on"`
-	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s"`
-	LogLevel          slog.Level     `env:"LOG_LEVEL, default=INFO"`
-	LogFormat         string         `env:"LOG_FORMAT, default=json"`
+	DatabaseURL       string        `env:"DATABASE_URL"`
+	SecretKeys        string        `env:"SECRET_KEYS"`
+	PublicURL         string        `env:"PUBLIC_URL"`
+	AppURL            string        `env:"APP_URL"`
+	ListenAddr        string        `env:"LISTEN_ADDR"`
+	Port              uint16        `env:"PORT, default=8080"` // when LISTEN_ADDR is not set
+	OpsAddr           string        `env:"OPS_ADDR, default=127.0.0.1:9090"`
+	DBMaxConns        int32         `env:"DB_MAX_CONNS, default=16"`
+	AccessTokenTTL    time.Duration `env:"ACCESS_TOKEN_TTL, default=15m"`
+	RefreshIdleTTL    time.Duration `env:"REFRESH_IDLE_TTL, default=720h"`
+	RefreshMaxTTL     time.Duration `env:"REFRESH_MAX_TTL, default=2160h"`
+	RefreshGrace      time.Duration `env:"REFRESH_GRACE, default=30s"`
+	SignupEnabled     bool          `env:"SIGNUP_ENABLED, default=true"`
+	EmailVerification bool          `env:"EMAIL_VERIFICATION, default=true"`
+	CORSOrigins       []string      `env:"CORS_ORIGINS"`
+	TrustedProxies    networks      `env:"TRUSTED_PROXIES"`
+	PasswordMinLength int           `env:"PASSWORD_MIN_LENGTH, default=12"`
+	VerifyTTL         time.Duration `env:"VERIFY_TTL, default=24h"`
+	ResetTTL          time.Duration `env:"RESET_TTL, default=1h"`
+	InvitationTTL     time.Duration `env:"INVITATION_TTL, default=168h"`
+	AuditRetention    time.Duration `env:"AUDIT_RETENTION, default=8760h"`
+	MailFrom          string        `env:"MAIL_FROM"`
+	SMTPURL           string        `env:"SMTP_URL"`
+	Throttle          string        `env:"THROTTLE, default=on"`
+	IdleTimeout       time.Duration `env:"IDLE_TIMEOUT, default=620s"` // Google's balancers keep connections for 600 s
+	DrainDelay        time.Duration `env:"DRAIN_DELAY, default=5s"`
+	LogLevel          slog.Level    `env:"LOG_LEVEL, default=INFO"`
+	LogFormat         string        `env:"LOG_FORMAT, default=json"`
 
 	// secrets is SECRET_KEYS decoded; the first signs.
 	secrets [][]byte
@@ -115,8 +119,8 @@ func formOf(t reflect.Type) string {
 		return "boolean: true or false"
 	case reflect.TypeFor[slog.Level]():
 		return "log level: debug, info, warn or error"
-	case reflect.TypeFor[[]netip.Prefix]():
-		return "list of networks such as 10.0.0.0/8,fd00::/8"
+	case reflect.TypeFor[networks]():
+		return "list of networks such as 10.0.0.0/8,fd00::/8,192.0.2.1"
 	}
 	return "number"
 }
@@ -137,8 +141,11 @@ func (cfg *config) check(p *problems) {
 	}
 	if cfg.AppURL == "" {
 		cfg.AppURL = cfg.PublicURL
-	} else if err := checkOrigin(cfg.AppURL, cfg.dev); err != nil {
+	} else if cfg.AppURL, err = cleanAppURL(cfg.AppURL, cfg.dev); err != nil {
 		p.add("APP_URL", "%v", err)
+	}
+	if cfg.ListenAddr == "" {
+		cfg.ListenAddr = fmt.Sprintf(":%d", cfg.Port)
 	}
 	for name, addr := range map[string]string{"LISTEN_ADDR": cfg.ListenAddr, "OPS_ADDR": cfg.OpsAddr} {
 		_, port, err := net.SplitHostPort(addr)
@@ -165,6 +172,7 @@ func (cfg *config) check(p *problems) {
 		{"RESET_TTL", cfg.ResetTTL, time.Second, 7 * 24 * time.Hour},
 		{"INVITATION_TTL", cfg.InvitationTTL, time.Second, 90 * 24 * time.Hour},
 		{"AUDIT_RETENTION", cfg.AuditRetention, 24 * time.Hour, 100 * year},
+		{"IDLE_TIMEOUT", cfg.IdleTimeout, time.Second, 24 * time.Hour},
 		{"DRAIN_DELAY", cfg.DrainDelay, 0, time.Minute},
 	} {
 		if d.value < d.min || d.value > d.max {
@@ -218,6 +226,38 @@ func checkOrigin(s string, dev bool) error {
 	loopback := u.Hostname() == "localhost" || ip.IsLoopback()
 	if u.Scheme != "https" && (u.Scheme != "http" || !loopback && !dev) {
 		return errors.New("must be https: tokens travel over it")
+	}
+	return nil
+}
+
+// cleanAppURL accepts an origin with or without a path, and takes the slash at its end away.
+func cleanAppURL(s string, dev bool) (string, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Path != "" && path.Clean(u.Path) != cmp.Or(strings.TrimSuffix(u.Path, "/"), "/") ||
+		s != u.Scheme+"://"+u.Host+u.EscapedPath() {
+		return "", errors.New("must be https://host or https://host/path, without a query or anything after it")
+	}
+	return strings.TrimSuffix(s, "/"), checkOrigin(u.Scheme+"://"+u.Host, dev)
+}
+
+// networks are a list of networks; one of a single address may go without /32 or /128.
+type networks []netip.Prefix
+
+// UnmarshalText takes networks of IPv4 in IPv6 for those of IPv4, which is how peers are compared.
+func (n *networks) UnmarshalText(text []byte) error {
+	for _, s := range strings.Split(string(text), ",") {
+		s = strings.TrimSpace(s)
+		network, err := netip.ParsePrefix(s)
+		if ip, bare := netip.ParseAddr(s); bare == nil {
+			network, err = netip.PrefixFrom(ip, ip.BitLen()), nil
+		}
+		if err != nil {
+			return err
+		}
+		if network.Addr().Is4In6() {
+			network = netip.PrefixFrom(network.Addr().Unmap(), max(network.Bits()-96, 0))
+		}
+		*n = append(*n, network)
 	}
 	return nil
 }

@@ -86,6 +86,9 @@ func (s *server) updateUser(ctx context.Context, c caller, in updateUserInput) (
 		if lost := u.Disabled || u.Role != before.Role; lost && u.ID == c.user.ID {
 			return cmp.Or(orElse(tx.anyAdmin(ctx), errLastAdmin), error(errOwnAccount))
 		}
+		if u.UpdatedAt.Equal(before.UpdatedAt) {
+			return nil // nothing has changed
+		}
 		return tx.audit(ctx, c, "user.updated", nil, &u.ID, map[string]any{"role": u.Role, "disabled": u.Disabled})
 	})
 	return u, err

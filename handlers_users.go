@@ -11,14 +11,17 @@ func (s *server) readMe(_ context.Context, c caller, _ none) (user, error) { ret
 
 type updateMeInput struct {
 	IfMatch versions `header:"If-Match"`
-	Name    string   `json:"name" is:"name"`
+	Name    *string  `json:"name" is:"name"`
 }
 
 func (s *server) updateMe(ctx context.Context, c caller, in updateMeInput) (u user, err error) {
 	err = s.db.inTx(ctx, func(tx db) error {
-		change := updateUserInput{userInput: userInput{c.user.ID}, IfMatch: in.IfMatch, Name: &in.Name}
+		change := updateUserInput{userInput: userInput{c.user.ID}, IfMatch: in.IfMatch, Name: in.Name}
 		if u, err = tx.updateUser(ctx, change); err != nil {
 			return orElse(err, errStale)
+		}
+		if u.UpdatedAt.Equal(c.user.UpdatedAt) {
+			return nil // nothing has changed
 		}
 		return tx.audit(ctx, c, "user.updated", nil, &u.ID, nil)
 	})

@@ -163,7 +163,7 @@ func testConfig(databaseURL string) config {
 		DatabaseURL: databaseURL, SecretKeys: newSecret(), PublicURL: "https://roster.example", AppURL: "https://app.example",
 		ListenAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", DBMaxConns: 6, AccessTokenTTL: 15 * time.Minute, RefreshIdleTTL: 720 * time.Hour,
 		RefreshMaxTTL: 2160 * time.Hour, RefreshGrace: 30 * time.Second, SignupEnabled: true, EmailVerification: true,
-		PasswordMinLength: 12, VerifyTTL: 24 * time.Hour, ResetTTL: time.Hour, InvitationTTL: 168 * time.Hour, AuditRetention: 8760 * time.Hour, LogFormat: "json", Throttle: "off",
+		PasswordMinLength: 12, VerifyTTL: 24 * time.Hour, ResetTTL: time.Hour, InvitationTTL: 168 * time.Hour, AuditRetention: 8760 * time.Hour, IdleTimeout: 620 * time.Second, LogFormat: "json", Throttle: "off",
 	}
 	cfg.dev = true // without SMTP_URL: mails go to a mailbox of the test
 	var p problems

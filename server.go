@@ -13,6 +13,8 @@ import (
 	"net/http"
 	"path"
 	"runtime/debug"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +39,8 @@ type server struct {
 	largeBody chan struct{} // one for each large body that is being read
 	mux       *http.ServeMux
 	draining  atomic.Bool
+
+	warnForwarded, warnHop sync.Once // about X-Forwarded-For
 }
 
 // Limits of one replica (R14). What is above them is refused at once.
@@ -67,9 +71,9 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 	return s, nil
 }
 
-// handler is the middleware chain, outermost first.
+// handler is the middleware chain, outermost first. Whatever refuses stands behind cors: a page can read every refusal.
 func (s *server) handler() http.Handler {
-	return s.observe(s.recoverPanics(s.shed(s.cors(s.route()))))
+	return s.observe(s.recoverPanics(s.cors(s.limitBody(s.shed(s.route())))))
 }
 
 // response notes what the access log needs and carries the request id.
@@ -171,6 +175,46 @@ func (s *server) recoverPanics(next http.Handler) http.Handler {
 	})
 }
 
+// limitBody refuses a body that is announced too large before it is sent (RFC 9110 section 10.1.1, R117).
+func (s *server) limitBody(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w := rw.(*response)
+		if r.ContentLength > maxBody {
+			s.writeError(w, r, errTooLarge)
+		} else {
+			next.ServeHTTP(w, r)
+		}
+		if w.status >= 400 && r.ContentLength != 0 && w.Header().Get("Connection") == "close" {
+			linger(w)
+		}
+	})
+}
+
+// What is read of a body after its refusal: as much as a client may send before it looks for an answer.
+const (
+	maxUnread  = 16 << 20
+	lingerTime = 5 * time.Second
+)
+
+// linger closes a connection on which a body may be on its way: the sending half first, the rest when the client has
+// closed too. To close both at once resets the connection, and the client may lose the answer (RFC 9112 section 9.6).
+func linger(w *response) {
+	controller := http.NewResponseController(w)
+	if controller.Flush() != nil {
+		return // the client has gone
+	}
+	conn, _, err := controller.Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	_ = conn.SetDeadline(time.Now().Add(lingerTime))
+	_, _ = io.CopyN(io.Discard, conn, maxUnread)
+}
+
 // shed refuses what is above maxInFlight, before it costs anything; health checks always pass. The body is read first,
 // and the place given back when the answer begins, so that clients who send or read slowly hold none.
 func (s *server) shed(next http.Handler) http.Handler {
@@ -222,24 +266,44 @@ func (s *server) readAhead(r *http.Request) error {
 	return err
 }
 
-// cors allows exactly the origins of CORS_ORIGINS, without credentials: tokens travel in a header (R07).
+// cors allows exactly the origins of CORS_ORIGINS, without credentials: tokens travel in a header (R07). What is public
+// may be read from anywhere.
 func (s *server) cors(next http.Handler) http.Handler {
-	middleware, err := newCORS(s.cfg.CORSOrigins)
-	if err != nil || middleware == nil { // the configuration was checked: no error comes this far
-		return next
+	listed, err := newCORS(s.cfg.CORSOrigins)
+	public, err2 := newCORS([]string{"*"})
+	if err = errors.Join(err, err2); err != nil {
+		panic(err) // the configuration was checked
 	}
-	return middleware.Wrap(next)
+	forListed, forAll := listed.Wrap(next), public.Wrap(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/openapi.json" || strings.HasPrefix(r.URL.Path, "/.well-known/") {
+			forAll.ServeHTTP(w, r)
+			return
+		}
+		forListed.ServeHTTP(w, r)
+	})
 }
 
-// newCORS returns nil when no origin is allowed.
+// tracingHeaders are those that browser SDKs add to every call of a page; none changes an answer. The list ends:
+// X-Forwarded-For and the like are not for a page to send.
+var tracingHeaders = []string{
+	"traceparent", "tracestate", "baggage", // W3C Trace Context, W3C Baggage: OpenTelemetry and most others
+	"sentry-trace", "newrelic", "elastic-apm-traceparent", "uber-trace-id", // Sentry, New Relic, Elastic, Jaeger
+	"b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags", // Zipkin
+	"x-datadog-trace-id", "x-datadog-parent-id", "x-datadog-origin", "x-datadog-sampling-priority", "x-datadog-tags",
+	"x-amzn-trace-id", "x-cloud-trace-context", "request-id", "request-context", // AWS, Google, Azure
+	"x-correlation-id", "x-requested-with", "idempotency-key", "cache-control", "pragma", // libraries of calls
+}
+
+// newCORS allows nobody when origins is empty.
 func newCORS(origins []string) (*cors.Middleware, error) {
 	if len(origins) == 0 {
-		return nil, nil
+		return new(cors.Middleware), nil
 	}
 	return cors.NewMiddleware(cors.Config{
 		Origins:         origins,
 		Methods:         []string{"GET", "POST", "PUT", "PATCH", "DELETE"},
-		RequestHeaders:  []string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id"},
+		RequestHeaders:  append([]string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id"}, tracingHeaders...),
 		ResponseHeaders: []string{"ETag", "Link", "Retry-After", "X-Request-Id", "WWW-Authenticate"},
 		MaxAgeInSeconds: 600,
 	})
@@ -305,7 +369,7 @@ func (s *server) listenAndServe(ctx context.Context, listener net.Listener) erro
 	hs := &http.Server{
 		Handler: s.handler(), Protocols: protocols, DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
-		IdleTimeout: 120 * time.Second, MaxHeaderBytes: maxHeaderBytes - netHTTPSlop,
+		IdleTimeout: s.cfg.IdleTimeout, MaxHeaderBytes: maxHeaderBytes - netHTTPSlop,
 		ErrorLog: s.errorLog(),
 	}
 	work, stopWork := context.WithCancel(context.Background())
