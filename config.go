@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -232,12 +231,12 @@ func checkOrigin(s string, dev bool) error {
 
 // cleanAppURL accepts an origin with or without a path, and takes the slash at its end away.
 func cleanAppURL(s string, dev bool) (string, error) {
+	s = strings.TrimSuffix(s, "/")
 	u, err := url.Parse(s)
-	if err != nil || u.Path != "" && path.Clean(u.Path) != cmp.Or(strings.TrimSuffix(u.Path, "/"), "/") ||
-		s != u.Scheme+"://"+u.Host+u.EscapedPath() {
-		return "", errors.New("must be https://host or https://host/path, without a query or anything after it")
+	if err != nil || s != u.Scheme+"://"+u.Host+u.EscapedPath() || u.Path != strings.TrimSuffix(path.Clean("/"+u.Path), "/") {
+		return "", errors.New("must be https://host or https://host/path, nothing after it")
 	}
-	return strings.TrimSuffix(s, "/"), checkOrigin(u.Scheme+"://"+u.Host, dev)
+	return s, checkOrigin(u.Scheme+"://"+u.Host, dev)
 }
 
 // networks are a list of networks; one of a single address may go without /32 or /128.
@@ -245,7 +244,10 @@ type networks []netip.Prefix
 
 // UnmarshalText takes networks of IPv4 in IPv6 for those of IPv4, which is how peers are compared.
 func (n *networks) UnmarshalText(text []byte) error {
-	for _, s := range strings.Split(string(text), ",") {
+	if len(text) == 0 {
+		return nil
+	}
+	for s := range strings.SplitSeq(string(text), ",") {
 		s = strings.TrimSpace(s)
 		network, err := netip.ParsePrefix(s)
 		if ip, bare := netip.ParseAddr(s); bare == nil {

@@ -41,7 +41,7 @@ func fuzzServer(f *testing.F) *server {
 	if err != nil {
 		f.Fatal(err)
 	}
-	s := &server{cfg: cfg, keys: keys, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}
+	s := &server{cfg: cfg, log: newLogger(cfg, io.Discard), keys: keys, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}
 	s.rules = newRules(s.passwords)
 	return s
 }
