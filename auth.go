@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -119,7 +120,10 @@ func bearerToken(header http.Header) (string, error) {
 	if len(values) == 0 {
 		return "", errNoToken
 	}
-	scheme, token, _ := strings.Cut(values[0], " ")
+	scheme, token := values[0], ""
+	if i := strings.IndexAny(scheme, " \t"); i >= 0 {
+		scheme, token = scheme[:i], strings.Trim(scheme[i:], " \t") // several are one: RFC 9110 section 11.4
+	}
 	switch {
 	case len(values) != 1:
 		return "", errInvalidToken
@@ -130,24 +134,53 @@ func bearerToken(header http.Header) (string, error) {
 }
 
 // clientIP is the peer, unless the peer is a trusted proxy: then the nearest address of X-Forwarded-For, from the
-// right, that is not one. What cannot be parsed is never trusted (R10).
+// right, that is not one. What cannot be read ends the walk at the hop before it (R10).
 func (s *server) clientIP(r *http.Request) netip.Addr {
 	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
 	ip := peer.Addr().Unmap().WithZone("")
-	if !s.trusted(ip) {
+	lines := r.Header["X-Forwarded-For"]
+	if len(lines) == 0 {
 		return ip
 	}
-	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for i := len(hops) - 1; i >= 0; i-- {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+	if !s.trusted(ip) {
+		s.warnForwarded.Do(func() {
+			s.log.Warn("X-Forwarded-For is ignored: it came from outside TRUSTED_PROXIES (said once)", "peer", ip.String())
+		})
+		return ip
+	}
+	hops := strings.Split(strings.Join(lines, ","), ",")
+	for i := len(hops) - 1; i >= 0 && s.trusted(ip); i-- {
+		text := strings.Trim(hops[i], " \t\"")
+		if text == "" {
+			continue
+		}
+		hop, err := parseHop(text)
 		if err != nil {
+			s.warnHop.Do(func() {
+				s.log.Warn("X-Forwarded-For cannot be read: whoever is behind it counts as one client (said once)", "hop", ip.String())
+			})
 			return ip
 		}
-		if ip = hop.Unmap().WithZone(""); !s.trusted(ip) {
-			return ip
-		}
+		ip = hop.Unmap().WithZone("")
 	}
 	return ip
+}
+
+// parseHop reads an address as balancers write it (R113): 192.0.2.1, 192.0.2.1:80, 2001:db8::1, [2001:db8::1],
+// [2001:db8::1]:80, each perhaps with a zone.
+func parseHop(hop string) (netip.Addr, error) {
+	if ip, err := netip.ParseAddr(hop); err == nil {
+		return ip, nil
+	}
+	if i := strings.LastIndexByte(hop, ':'); i >= 0 {
+		if _, err := strconv.ParseUint(hop[i+1:], 10, 16); err == nil {
+			hop = hop[:i]
+		}
+	}
+	if inner, bracketed := strings.CutPrefix(hop, "["); bracketed && strings.HasSuffix(inner, "]") {
+		hop = inner[:len(inner)-1]
+	}
+	return netip.ParseAddr(hop)
 }
 
 func (s *server) trusted(ip netip.Addr) bool {

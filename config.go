@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path"
 	"reflect"
 	"slices"
 	"strconv"
@@ -24,35 +25,37 @@ import (
 // config is everything an operator can set, one environment variable a field (CONTRACT section 4, README).
 // A variable whose name ends in _FILE holds the path of a file with the value, for every variable here.
 type config struct {
-	DatabaseURL       string         `env:"DATABASE_URL"`
-	SecretKeys        string         `env:"SECRET_KEYS"`
-	PublicURL         string         `env:"PUBLIC_URL"`
-	AppURL            string         `env:"APP_URL"`
-	ListenAddr        string         `env:"LISTEN_ADDR, default=:8080"`
-	OpsAddr           string         `env:"OPS_ADDR, default=127.0.0.1:9090"` // room:metrics
-	DBMaxConns        int32          `env:"DB_MAX_CONNS, default=16" range:"1..1000"`
-	AccessTokenTTL    time.Duration  `env:"ACCESS_TOKEN_TTL, default=15m" range:"1s..1h"`
-	RefreshIdleTTL    time.Duration  `env:"REFRESH_IDLE_TTL, default=720h" range:"1s..87600h"`
-	RefreshMaxTTL     time.Duration  `env:"REFRESH_MAX_TTL, default=2160h" range:"1s..87600h"`
-	RefreshGrace      time.Duration  `env:"REFRESH_GRACE, default=30s" range:"0s..5m"`
-	SecondFactor      string         `env:"SECOND_FACTOR, default=optional"`
-	PasskeyRPID       string         `env:"PASSKEY_RP_ID"` // room:passkeys
-	SignupEnabled     bool           `env:"SIGNUP_ENABLED, default=true"`
-	EmailVerification bool           `env:"EMAIL_VERIFICATION, default=true"`
-	CORSOrigins       []string       `env:"CORS_ORIGINS"` // room:cors
-	TrustedProxies    []netip.Prefix `env:"TRUSTED_PROXIES"`
-	PasswordMinLength int            `env:"PASSWORD_MIN_LENGTH, default=12" range:"8..64"`
-	VerifyTTL         time.Duration  `env:"VERIFY_TTL, default=24h" range:"1s..720h"`            // room:mailflows
-	ResetTTL          time.Duration  `env:"RESET_TTL, default=1h" range:"1s..168h"`              // room:mailflows
-	InvitationTTL     time.Duration  `env:"INVITATION_TTL, default=168h" range:"1s..2160h"`      // room:invitations
-	AuditRetention    time.Duration  `env:"AUDIT_RETENTION, default=8760h" range:"24h..876000h"` // room:audit
-	MailFrom          string         `env:"MAIL_FROM"`                                           // room:mail
-	SMTPURL           string         `env:"SMTP_URL"`                                            // room:mail
-	Throttle          string         `env:"THROTTLE, default=on"`                                // room:throttling
-	Limits            string         `env:"LIMITS"`                                              // room:throttling
-	DrainDelay        time.Duration  `env:"DRAIN_DELAY, default=5s" range:"0s..1m"`
-	LogLevel          slog.Level     `env:"LOG_LEVEL, default=INFO"`
-	LogFormat         string         `env:"LOG_FORMAT, default=json"`
+	DatabaseURL       string        `env:"DATABASE_URL"`
+	SecretKeys        string        `env:"SECRET_KEYS"`
+	PublicURL         string        `env:"PUBLIC_URL"`
+	AppURL            string        `env:"APP_URL"`
+	ListenAddr        string        `env:"LISTEN_ADDR"`
+	Port              uint16        `env:"PORT, default=8080"`               // when LISTEN_ADDR is not set
+	OpsAddr           string        `env:"OPS_ADDR, default=127.0.0.1:9090"` // room:metrics
+	DBMaxConns        int32         `env:"DB_MAX_CONNS, default=16" range:"1..1000"`
+	AccessTokenTTL    time.Duration `env:"ACCESS_TOKEN_TTL, default=15m" range:"1s..1h"`
+	RefreshIdleTTL    time.Duration `env:"REFRESH_IDLE_TTL, default=720h" range:"1s..87600h"`
+	RefreshMaxTTL     time.Duration `env:"REFRESH_MAX_TTL, default=2160h" range:"1s..87600h"`
+	RefreshGrace      time.Duration `env:"REFRESH_GRACE, default=30s" range:"0s..5m"`
+	SecondFactor      string        `env:"SECOND_FACTOR, default=optional"`
+	PasskeyRPID       string        `env:"PASSKEY_RP_ID"` // room:passkeys
+	SignupEnabled     bool          `env:"SIGNUP_ENABLED, default=true"`
+	EmailVerification bool          `env:"EMAIL_VERIFICATION, default=true"`
+	CORSOrigins       []string      `env:"CORS_ORIGINS"` // room:cors
+	TrustedProxies    networks      `env:"TRUSTED_PROXIES"`
+	PasswordMinLength int           `env:"PASSWORD_MIN_LENGTH, default=12" range:"8..64"`
+	VerifyTTL         time.Duration `env:"VERIFY_TTL, default=24h" range:"1s..720h"`            // room:mailflows
+	ResetTTL          time.Duration `env:"RESET_TTL, default=1h" range:"1s..168h"`              // room:mailflows
+	InvitationTTL     time.Duration `env:"INVITATION_TTL, default=168h" range:"1s..2160h"`      // room:invitations
+	AuditRetention    time.Duration `env:"AUDIT_RETENTION, default=8760h" range:"24h..876000h"` // room:audit
+	MailFrom          string        `env:"MAIL_FROM"`                                           // room:mail
+	SMTPURL           string        `env:"SMTP_URL"`                                            // room:mail
+	Throttle          string        `env:"THROTTLE, default=on"`                                // room:throttling
+	Limits            string        `env:"LIMITS"`                                              // room:throttling
+	IdleTimeout       time.Duration `env:"IDLE_TIMEOUT, default=620s" range:"1s..24h"`          // Google's balancers keep connections for 600 s
+	DrainDelay        time.Duration `env:"DRAIN_DELAY, default=5s" range:"0s..1m"`
+	LogLevel          slog.Level    `env:"LOG_LEVEL, default=INFO"`
+	LogFormat         string        `env:"LOG_FORMAT, default=json"`
 
 	// secrets is SECRET_KEYS decoded; the first signs.
 	secrets [][]byte
@@ -149,8 +152,8 @@ func formOf(t reflect.Type) string {
 		return "boolean: true or false"
 	case reflect.TypeFor[slog.Level]():
 		return "log level: debug, info, warn or error"
-	case reflect.TypeFor[[]netip.Prefix]():
-		return "list of networks such as 10.0.0.0/8,fd00::/8"
+	case reflect.TypeFor[networks]():
+		return "list of networks such as 10.0.0.0/8,fd00::/8,192.0.2.1"
 	}
 	return "number"
 }
@@ -171,8 +174,11 @@ func (cfg *config) check(p *problems) {
 	}
 	if cfg.AppURL == "" {
 		cfg.AppURL = cfg.PublicURL
-	} else if err := checkOrigin(cfg.AppURL, cfg.dev); err != nil {
+	} else if cfg.AppURL, err = cleanAppURL(cfg.AppURL, cfg.dev); err != nil {
 		p.add("APP_URL", "%v", err)
+	}
+	if cfg.ListenAddr == "" {
+		cfg.ListenAddr = fmt.Sprintf(":%d", cfg.Port)
 	}
 	checkAddr(p, "LISTEN_ADDR", cfg.ListenAddr)
 	checkAddr(p, "OPS_ADDR", cfg.OpsAddr) // room:metrics
@@ -249,6 +255,41 @@ func checkOrigin(s string, dev bool) error {
 	loopback := u.Hostname() == "localhost" || ip.IsLoopback()
 	if u.Scheme != "https" && (u.Scheme != "http" || !loopback && !dev) {
 		return errors.New("must be https: tokens travel over it")
+	}
+	return nil
+}
+
+// cleanAppURL accepts an origin with or without a path, and takes the slash at its end away.
+func cleanAppURL(s string, dev bool) (string, error) {
+	s = strings.TrimSuffix(s, "/")
+	u, err := url.Parse(s)
+	if err != nil || s != u.Scheme+"://"+u.Host+u.EscapedPath() || u.Path != strings.TrimSuffix(path.Clean("/"+u.Path), "/") {
+		return "", errors.New("must be https://host or https://host/path, nothing after it")
+	}
+	return s, checkOrigin(u.Scheme+"://"+u.Host, dev)
+}
+
+// networks are a list of networks; one of a single address may go without /32 or /128.
+type networks []netip.Prefix
+
+// UnmarshalText takes networks of IPv4 in IPv6 for those of IPv4, which is how peers are compared.
+func (n *networks) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		return nil
+	}
+	for s := range strings.SplitSeq(string(text), ",") {
+		s = strings.TrimSpace(s)
+		network, err := netip.ParsePrefix(s)
+		if ip, bare := netip.ParseAddr(s); bare == nil {
+			network, err = netip.PrefixFrom(ip, ip.BitLen()), nil
+		}
+		if err != nil {
+			return err
+		}
+		if network.Addr().Is4In6() {
+			network = netip.PrefixFrom(network.Addr().Unmap(), max(network.Bits()-96, 0))
+		}
+		*n = append(*n, network)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/base64"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,10 +21,10 @@ func good() map[string]string {
 func TestConfigNamesEveryProblem(t *testing.T) {
 	t.Parallel()
 	bad := map[string]string{
-		"DATABASE_URL": "mysql://user:hunter2@host", "SECRET_KEYS": "hunter2", "PUBLIC_URL": "http://hunter2.example", "APP_URL": "https://a/hunter2",
+		"DATABASE_URL": "mysql://user:hunter2@host", "SECRET_KEYS": "hunter2", "PUBLIC_URL": "http://hunter2.example", "APP_URL": "https://a/?hunter2",
 		"LISTEN_ADDR": "hunter2", "OPS_ADDR": "127.0.0.1:99999", "DB_MAX_CONNS": "hunter2", "ACCESS_TOKEN_TTL": "hunter2", "REFRESH_IDLE_TTL": "-1h", "REFRESH_MAX_TTL": "hunter2",
 		"REFRESH_GRACE": "1000h", "SIGNUP_ENABLED": "hunter2", "EMAIL_VERIFICATION": "hunter2", "TRUSTED_PROXIES": "hunter2",
-		"PASSWORD_MIN_LENGTH": "7", "VERIFY_TTL": "0s", "MAIL_FROM": "hunter2", "DRAIN_DELAY": "hunter2", "LOG_LEVEL": "hunter2", "LOG_FORMAT": "hunter2",
+		"PASSWORD_MIN_LENGTH": "7", "VERIFY_TTL": "0s", "MAIL_FROM": "hunter2", "DRAIN_DELAY": "hunter2", "IDLE_TIMEOUT": "25h", "PORT": "hunter2", "LOG_LEVEL": "hunter2", "LOG_FORMAT": "hunter2",
 		"CORS_ORIGINS": "hunter2", "THROTTLE": "hunter2",
 	}
 	_, err := loadConfig(t.Context(), envconfig.MapLookuper(bad), false)
@@ -84,6 +85,9 @@ func TestBoundsOfConfig(t *testing.T) {
 		{"DB_MAX_CONNS", "1", true}, {"DB_MAX_CONNS", "0", false}, {"DB_MAX_CONNS", "1001", false}, {"LISTEN_ADDR", ":65535", true}, {"LISTEN_ADDR", ":65536", false},
 		{"CORS_ORIGINS", "https://app.example.com,http://localhost:3000", true}, {"CORS_ORIGINS", "*", false}, {"CORS_ORIGINS", "https://*.example.com", false},
 		{"TRUSTED_PROXIES", "10.0.0.0/8,::1/128", true}, {"TRUSTED_PROXIES", "10.0.0.0/8,0.0.0.0/0", false}, {"TRUSTED_PROXIES", "::/0", false},
+		{"TRUSTED_PROXIES", "::ffff:0.0.0.0/96", false}, {"TRUSTED_PROXIES", "::ffff:0.0.0.0/80", false}, {"TRUSTED_PROXIES", "10.0.0.1, fd00::1", true}, {"TRUSTED_PROXIES", "10.0.0.0/33", false},
+		{"TRUSTED_PROXIES", "10.0.0.1:80", false}, {"TRUSTED_PROXIES", "10.0.0.0/8,", false}, {"IDLE_TIMEOUT", "1s", true}, {"IDLE_TIMEOUT", "0s", false}, {"IDLE_TIMEOUT", "24h", true},
+		{"PORT", "3000", true}, {"PORT", "65536", false}, {"PORT", "-1", false}, {"PORT", "http", false},
 		{"ACCESS_TOKEN_TTL", "1h", true}, {"ACCESS_TOKEN_TTL", "1h1s", false}, {"ACCESS_TOKEN_TTL", "-15m", false},
 	} {
 		env := good()
@@ -143,6 +147,52 @@ func TestPublicURL(t *testing.T) {
 			if err := checkOrigin(url, dev); (err == nil) != want[i] {
 				t.Errorf("%s, dev %v: %v", url, dev, err)
 			}
+		}
+	}
+}
+
+// R10, R113: networks are compared with addresses that are unmapped, so they are, too.
+func TestTrustedNetworks(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]string{
+		"10.0.0.0/8": "10.0.0.0/8", "::ffff:10.0.0.0/104": "10.0.0.0/8", "::ffff:10.0.0.1/128": "10.0.0.1/32", "::ffff:10.0.0.1": "10.0.0.1/32",
+		"10.0.0.1": "10.0.0.1/32", " fd00::1 , 10.0.0.0/8 ": "fd00::1/128 10.0.0.0/8", "fe80::1": "fe80::1/128",
+	} {
+		env := good()
+		env["TRUSTED_PROXIES"] = value
+		cfg, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false)
+		if got := strings.Trim(fmt.Sprint(cfg.TrustedProxies), "[]"); err != nil || got != want {
+			t.Errorf("%s: %s %v", value, got, err)
+		}
+	}
+}
+
+// Platforms that choose a port say so by PORT; who sets LISTEN_ADDR too has chosen.
+func TestPort(t *testing.T) {
+	t.Parallel()
+	for _, tc := range [][3]string{{"", "", ":8080"}, {"", "3000", ":3000"}, {"127.0.0.1:80", "3000", "127.0.0.1:80"}, {"127.0.0.1:80", "", "127.0.0.1:80"}} {
+		env := good()
+		env["LISTEN_ADDR"], env["PORT"] = tc[0], tc[1]
+		if cfg, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false); err != nil || cfg.ListenAddr != tc[2] {
+			t.Errorf("%v: %s %v", tc, cfg.ListenAddr, err)
+		}
+	}
+}
+
+// The pages that mails lead to may be below a path.
+func TestAppURL(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]string{
+		"https://app.example": "https://app.example", "https://app.example/": "https://app.example", "https://app.example/a/b": "https://app.example/a/b",
+		"https://app.example/a/": "https://app.example/a", "https://app.example:8443/a%20b": "https://app.example:8443/a%20b", "http://localhost:3000/app/": "http://localhost:3000/app",
+		"https://app.example/a//": "", "https://app.example//": "", "https://app.example/../a": "", "https://app.example/a?b": "", "https://app.example/a#b": "", "https://app.example/#": "",
+		"https://app.example?": "", "https://u@app.example/a": "", "http://app.example/a": "", "app.example/a": "", "/a": "", "https:///a": "", "https://app.example/a b": "", "https://app.example/a\nb": "", "https:app": "",
+	} {
+		env := good()
+		env["APP_URL"] = url
+		cfg, err := loadConfig(t.Context(), envconfig.MapLookuper(env), false)
+		if (err == nil) != (want != "") || err == nil && cfg.AppURL != want || err != nil && !strings.Contains(err.Error(), "APP_URL") {
+			t.Errorf("%q: %q %v", url, cfg.AppURL, err)
 		}
 	}
 }

@@ -30,7 +30,7 @@ type inputField struct {
 	source   string // json, form, query, path or header
 	name     string
 	rule     string
-	optional bool // a pointer, or a query parameter
+	optional bool // a pointer, or a query parameter; what a pointer to a pointer is for may also be null
 }
 
 // inputFields reads the tags of an input type, once, when the route table is made.
@@ -75,7 +75,7 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 	case "json":
 		members, shape, err = readJSON(r, fields)
 	case "form":
-		form, err = readForm(r, fields)
+		form, err = readForm(r)
 	}
 	if err != nil {
 		return err
@@ -102,11 +102,21 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 			}
 			continue
 		case "form":
-			text, present = form.Get(f.name), form.Get(f.name) != "" // RFC 6749 section 3.2: without a value is omitted
+			// RFC 6749 section 3.2: without a value is omitted, repeated is wrong, and unknown is nobody's business.
+			text, present = form.Get(f.name), form.Get(f.name) != ""
+			if bad := badParameter(f.name, form[f.name]); bad != nil {
+				shape = append(shape, *bad)
+				continue
+			}
 		case "json":
 			var raw jsontext.Value
 			if raw, present = members[f.name]; present {
-				target = allocate(target)
+				if target = allocate(target); target.Kind() == reflect.Pointer {
+					if raw.Kind() == 'n' {
+						continue // there, and null: cleared
+					}
+					target = allocate(target)
+				}
 				if err := json.Unmarshal(raw, target.Addr().Interface()); err != nil || raw.Kind() == 'n' || target.Kind() == reflect.Slice && raw.Kind() != '{' {
 					shape = append(shape, fieldError{"/" + f.name, "wrong_type", "must be a " + kindOf(target)})
 					continue
@@ -124,11 +134,14 @@ func (s *server) decode(r *http.Request, c caller, fields []inputField, input re
 			continue
 		}
 		value, code, detail := s.rules[f.rule].check(text)
-		if code != "" {
+		switch {
+		case code == "":
+			allocate(target).SetString(value)
+		case f.rule == "grant_type":
+			return errGrantType // whatever comes with it: RFC 6749 section 5.2
+		default:
 			values = append(values, fieldError{"/" + f.name, code, detail})
-			continue
 		}
-		allocate(target).SetString(value)
 	}
 	switch {
 	case len(shape) > 0:
@@ -209,38 +222,47 @@ func parseQuery(raw string, fields []inputField) (url.Values, error) {
 	if err != nil {
 		return nil, errMalformed.because(err)
 	}
-	return query, checkParameters(query, fields, "query")
-}
-
-// checkParameters refuses what the input does not know, what comes twice, and what is not text.
-func checkParameters(given url.Values, fields []inputField, source string) error {
+	if bodyKind(fields) == "form" {
+		return nil, nil // whatever stands there is unknown: RFC 6749 section 3.2
+	}
 	var bad []fieldError
-	for name, values := range given {
-		known := slices.ContainsFunc(fields, func(f inputField) bool { return f.source == source && f.name == name })
-		switch {
-		case !known:
+	for name, values := range query {
+		if !slices.ContainsFunc(fields, func(f inputField) bool { return f.source == "query" && f.name == name }) {
 			bad = append(bad, fieldError{strconv.QuoteToASCII(name), "unknown_parameter", "is not a parameter of this call"})
-		case len(values) > 1:
-			bad = append(bad, fieldError{name, "repeated_parameter", "may be given once"})
-		case !utf8.ValidString(values[0]) || strings.ContainsRune(values[0], 0):
-			bad = append(bad, fieldError{name, "invalid_parameter", "must be UTF-8 text"})
+		} else if wrong := badParameter(name, values); wrong != nil {
+			bad = append(bad, *wrong)
 		}
 	}
 	if bad == nil {
-		return nil
+		return query, nil
 	}
 	slices.SortFunc(bad, func(a, b fieldError) int { return strings.Compare(a.Pointer, b.Pointer) })
-	return malformed(bad...)
+	return nil, malformed(bad...)
 }
 
+// badParameter says what is wrong with a parameter that comes twice or is not text.
+func badParameter(name string, values []string) *fieldError {
+	switch {
+	case len(values) > 1:
+		return &fieldError{name, "repeated_parameter", "may be given once"}
+	case len(values) == 1 && (!utf8.ValidString(values[0]) || strings.ContainsRune(values[0], 0)):
+		return &fieldError{name, "invalid_parameter", "must be UTF-8 text"}
+	}
+	return nil
+}
+
+const formType = "application/x-www-form-urlencoded"
+
 // readBody returns the body, which shed has read and limited, if it is of the given media type; never decompressed.
+// The parameters of a form's media type mean nothing.
 func readBody(r *http.Request, mediaType string) ([]byte, error) {
 	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset, hasCharset := params["charset"]
+	charset = strings.ToLower(charset)
+	readable := err == nil && (!hasCharset || charset == "utf-8" || charset == "utf8")
 	e := *errMediaType
 	switch encoding := r.Header.Get("Content-Encoding"); {
-	case err != nil, kind != mediaType, len(r.Header["Content-Type"]) != 1,
-		hasCharset && !strings.EqualFold(charset, "utf-8"):
+	case kind != mediaType, len(r.Header["Content-Type"]) != 1, !readable && mediaType != formType:
 		e.Detail = "The body must be " + mediaType + " in UTF-8."
 	case encoding != "" && !strings.EqualFold(encoding, "identity"):
 		e.Detail = "The body must not be compressed."
@@ -300,9 +322,8 @@ func parseObject(body []byte) (members map[string]jsontext.Value, err error) {
 	return nil, fmt.Errorf("%w at byte %d", err, syntax.ByteOffset)
 }
 
-// readForm reads application/x-www-form-urlencoded, each parameter at most once (RFC 6749 section 3.2).
-func readForm(r *http.Request, fields []inputField) (url.Values, error) {
-	body, err := readBody(r, "application/x-www-form-urlencoded")
+func readForm(r *http.Request) (url.Values, error) {
+	body, err := readBody(r, formType)
 	if err != nil {
 		return nil, err
 	}
@@ -313,5 +334,5 @@ func readForm(r *http.Request, fields []inputField) (url.Values, error) {
 	if err != nil {
 		return nil, errMalformed.because(err)
 	}
-	return form, checkParameters(form, fields, "form")
+	return form, nil
 }

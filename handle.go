@@ -104,7 +104,7 @@ func (s *server) answer(w *response, r *http.Request, c caller, status int, out 
 	}
 	if v, ok := out.(interface{ etag() string }); ok {
 		header.Set("ETag", v.etag())
-		if (r.Method == "GET" || r.Method == "HEAD") && etagListed(r.Header.Get("If-None-Match"), v.etag()) {
+		if (r.Method == "GET" || r.Method == "HEAD") && etagListed(strings.Join(r.Header.Values("If-None-Match"), ","), v.etag()) {
 			w.WriteHeader(http.StatusNotModified)
 			return
 		}
@@ -132,10 +132,10 @@ func (s *server) answer(w *response, r *http.Request, c caller, status int, out 
 	}
 }
 
-// etagListed compares weakly, as If-None-Match asks (RFC 9110 section 13.1.2).
+// etagListed is RFC 9110 section 13.1.2.
 func etagListed(header, etag string) bool {
 	for _, tag := range strings.Split(header, ",") {
-		if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == etag {
+		if tag = strings.TrimSpace(tag); tag == "*" || plainTag(tag) == etag {
 			return true
 		}
 	}

@@ -122,6 +122,9 @@ func (s *server) updateUser(ctx context.Context, c caller, in updateUserInput) (
 		if lost := u.Disabled || u.Role != before.Role; lost && u.ID == c.user.ID {
 			return cmp.Or(orElse(tx.anyAdmin(ctx), errLastAdmin), error(errOwnAccount))
 		}
+		if u.UpdatedAt.Equal(before.UpdatedAt) {
+			return nil // nothing has changed
+		}
 		tx.audit(c, auditEntry{action: "user.updated", subject: u.ID, detail: map[string]any{"role": u.Role, "disabled": u.Disabled}}) // room:audit
 		if u.Role != before.Role {                                                                                                     // room:mail
 			return s.notify(ctx, tx, u.Email, "role_changed_"+u.Role)

@@ -44,16 +44,10 @@ func (s *server) hashForRegistration(ctx context.Context, c caller, in registerI
 
 type issueTokenInput struct {
 	GrantType    string  `form:"grant_type" is:"grant_type"`
-	Username     *string `form:"username" is:"credential"`
+	Username     *string `form:"username" is:"username"`
 	Password     *string `form:"password" is:"credential"`
 	OTP          *string `form:"otp" is:"credential"` // room:second-factor
 	RefreshToken *string `form:"refresh_token" is:"credential"`
-	// RFC 6749 clients may send these; there is one first-party client and one scope a role.
-	Scope        *string `form:"scope" is:"text"`
-	ClientID     *string `form:"client_id" is:"text"`
-	ClientSecret *string `form:"client_secret" is:"text"`
-	Audience     *string `form:"audience" is:"text"`
-	Resource     *string `form:"resource" is:"text"`
 }
 
 // issueToken is the token endpoint of RFC 6749: the password grant (section 4.3) and the refresh grant (section 6). A
@@ -65,13 +59,12 @@ func (s *server) issueToken(ctx context.Context, c caller, in issueTokenInput) (
 			return tokens{}, invalidRequest("username and password are required for this grant_type.")
 		}
 		return s.signIn(ctx, c, in)
-	case "refresh_token":
+	default: // refresh_token
 		if in.RefreshToken == nil {
 			return tokens{}, invalidRequest("refresh_token is required for this grant_type.")
 		}
 		return s.refresh(ctx, c, *in.RefreshToken)
 	}
-	return tokens{}, errGrantType
 }
 
 // signIn checks a password. What it answers to a wrong one does not depend on whether the account exists, is
@@ -265,20 +258,17 @@ func (s *server) refresh(ctx context.Context, c caller, token string) (tokens, e
 }
 
 type revokeTokenInput struct {
-	Token         string  `form:"token" is:"credential"`
-	TokenTypeHint *string `form:"token_type_hint" is:"text"`
-	ClientID      *string `form:"client_id" is:"text"`
-	ClientSecret  *string `form:"client_secret" is:"text"`
+	Token string `form:"token" is:"credential"`
 }
 
 // revoked is the empty success of RFC 7009 section 2.2.
 type revoked struct{}
 
-// revokeToken ends the session of a genuine token, of either kind, expired or not; anything else is over already.
+// revokeToken ends the session of a valid token, of either kind; anything else is over already.
 func (s *server) revokeToken(ctx context.Context, c caller, in revokeTokenInput) (revoked, error) {
 	sessionID, _, err := s.keys.parseRefresh(in.Token)
 	if err != nil {
-		claims, err := s.keys.parseAccess(s.keys.expired, in.Token)
+		claims, err := s.keys.verifyAccess(in.Token)
 		if err != nil {
 			return revoked{}, nil
 		}

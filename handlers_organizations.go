@@ -229,6 +229,9 @@ func (s *server) updateOrganization(ctx context.Context, c caller, in updateOrga
 		if o, err = tx.updateOrganization(ctx, in); err != nil {
 			return orElse(err, errStale)
 		}
+		if in.Name == nil && in.Slug == nil && in.SecondFactorRequired == nil {
+			return nil // nothing has changed
+		}
 		tx.audit(c, auditEntry{action: "organization.updated", organization: o.ID}) // room:audit
 		return nil
 	})
@@ -293,7 +296,7 @@ type membershipInput struct {
 
 type updateMembershipInput struct {
 	membershipInput
-	Role string `json:"role" is:"organization_role"`
+	Role *string `json:"role" is:"organization_role"`
 }
 
 // updateMembership changes a role below the caller's own to another one below it; owners manage owners (R72).
@@ -303,20 +306,27 @@ func (s *server) updateMembership(ctx context.Context, c caller, in updateMember
 		if err != nil {
 			return orElse(err, errNotFound)
 		}
-		if !manages(role, old) || !manages(role, in.Role) {
+		wanted := old
+		if in.Role != nil {
+			wanted = *in.Role
+		}
+		if !manages(role, old) || !manages(role, wanted) {
 			return errForbidden
 		}
-		if in.Role == "owner" && old != "owner" {
+		if wanted == "owner" && old != "owner" {
 			// Only an active user counts as an owner; the lock keeps whoever disables them waiting (R74).
 			if err := tx.lockActiveUser(ctx, in.UserID); err != nil {
 				return orElse(err, invalid(fieldError{"/role", "disabled_user", "cannot be given to a disabled user"}))
 			}
 		}
-		if m, err = tx.updateMembership(ctx, in.OrganizationID, in.UserID, in.Role, in.IfMatch); err != nil {
+		if m, err = tx.updateMembership(ctx, in.OrganizationID, in.UserID, wanted, in.IfMatch); err != nil {
 			return orElse(err, in.IfMatch.missing())
 		}
-		tx.audit(c, auditEntry{action: "membership.updated", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": in.Role, "from": old}}) // room:audit
-		return tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, in.Role)
+		if wanted == old {
+			return nil // nothing has changed
+		}
+		tx.audit(c, auditEntry{action: "membership.updated", organization: in.OrganizationID, subject: in.UserID, detail: map[string]any{"role": wanted, "from": old}}) // room:audit
+		return tx.afterRoleChange(ctx, in.OrganizationID, in.UserID, wanted)
 	})
 	return m, err
 }

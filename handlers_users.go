@@ -9,13 +9,16 @@ func (s *server) readMe(_ context.Context, c caller, _ none) (user, error) { ret
 
 type updateMeInput struct {
 	IfMatch versions `header:"If-Match"`
-	Name    string   `json:"name" is:"name"`
+	Name    *string  `json:"name" is:"name"`
 }
 
 func (s *server) updateMe(ctx context.Context, c caller, in updateMeInput) (u user, err error) {
 	err = s.db.inTx(ctx, func(tx db) error {
-		if u, err = tx.updateUser(ctx, c.user.ID, userChange{name: &in.Name, allowed: in.IfMatch}); err != nil {
+		if u, err = tx.updateUser(ctx, c.user.ID, userChange{name: in.Name, allowed: in.IfMatch}); err != nil {
 			return orElse(err, errStale)
+		}
+		if u.UpdatedAt.Equal(c.user.UpdatedAt) {
+			return nil // nothing has changed
 		}
 		tx.audit(c, auditEntry{action: "user.updated", subject: u.ID}) // room:audit
 		return nil

@@ -67,7 +67,7 @@ func TestUpdateMe(t *testing.T) {
 	}
 	patch(name("Lost"), http.Header{"If-Match": {old}}).want(412, "precondition_failed")
 	patch(name("Forged"), http.Header{"If-Match": {`"zzzzzzzzzzzz"`}}).want(412, "precondition_failed")
-	patch(name("Weak"), http.Header{"If-Match": {"W/" + now.header.Get("ETag")}}).want(412, "precondition_failed")
+	patch(name("Weak"), http.Header{"If-Match": {"W/" + old}}).want(412, "precondition_failed")
 	patch(name("Any"), http.Header{"If-Match": {"*"}}).want(200, "")
 	now = s.get("/v1/users/me", m.token)
 	after := patch(name("Kept"), http.Header{"If-Match": {`"foreign", ` + now.header.Get("ETag")}}).want(200, "")

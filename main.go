@@ -55,7 +55,7 @@ const usage = `COMMAND
   prune        delete what has expired; serve does it too
   keygen       a new secret for SECRET_KEYS
   openapi      the OpenAPI document
-  healthcheck  ask a running serve on LISTEN_ADDR whether it is alive
+  healthcheck  ask a running serve on LISTEN_ADDR or PORT whether it is alive
   version`
 
 // run is the program: args without its name, the environment, and where it prints.
@@ -188,7 +188,7 @@ func openPool(ctx context.Context, cfg config) (*pgxpool.Pool, error) {
 
 // runHealthcheck is for container health checks, where there is no curl.
 func runHealthcheck(ctx context.Context, lookup envconfig.Lookuper) error {
-	cfg, err := loadConfig(ctx, lookup, true, "LISTEN_ADDR")
+	cfg, err := loadConfig(ctx, lookup, true, "LISTEN_ADDR", "PORT")
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,8 @@ func runHealthcheck(ctx context.Context, lookup envconfig.Lookuper) error {
 	if err != nil {
 		return err
 	}
-	answer, err := http.DefaultClient.Do(r)
+	client := http.Client{Transport: &http.Transport{Proxy: nil}} // a proxy of the environment does not reach us
+	answer, err := client.Do(r)
 	if err != nil {
 		return err
 	}

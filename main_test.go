@@ -170,7 +170,7 @@ func testConfig(databaseURL string) config {
 		Throttle:       "off",            // room:throttling
 		ListenAddr:     "127.0.0.1:0", DBMaxConns: 6, AccessTokenTTL: 15 * time.Minute, RefreshIdleTTL: 720 * time.Hour,
 		RefreshMaxTTL: 2160 * time.Hour, RefreshGrace: 30 * time.Second, SignupEnabled: true, EmailVerification: true,
-		PasswordMinLength: 12, LogFormat: "json", SecondFactor: "optional",
+		PasswordMinLength: 12, IdleTimeout: 620 * time.Second, LogFormat: "json", SecondFactor: "optional",
 	}
 	cfg.dev = true // without SMTP_URL: mails go to a mailbox of the test
 	var p problems

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -92,15 +93,22 @@ func (v versions) missing() error {
 	return errStale
 }
 
-// parseIfMatch reads RFC 9110 section 13.1.1: "*" or a list of tags. Weak and foreign tags match nothing.
+// compressed is a tag after a proxy has compressed the answer: W/"x", "x-gzip", "x;br", "x--gzip".
+var compressed = regexp.MustCompile(`^(?:W/)?"([0-9a-z]+)(?:[-;:+./_]{1,2}[a-z0-9]+)?"$`)
+
+// plainTag undoes that: the tag is a version of the row, not of the bytes that a client got.
+func plainTag(tag string) string { return compressed.ReplaceAllString(tag, `"$1"`) }
+
+// parseIfMatch reads RFC 9110 section 13.1.1: "*" or a list of tags. Foreign tags match nothing.
 func parseIfMatch(header string) versions {
 	if header == "" || strings.TrimSpace(header) == "*" {
 		return nil
 	}
 	allowed := versions{}
 	for _, tag := range strings.Split(header, ",") {
-		micros, err := strconv.ParseInt(strings.Trim(strings.TrimSpace(tag), `"`), 36, 64)
-		if t := time.UnixMicro(micros); err == nil && micros >= 0 && micros < maxMicros && etag(t) == strings.TrimSpace(tag) {
+		tag = plainTag(strings.TrimSpace(tag))
+		micros, err := strconv.ParseInt(strings.Trim(tag, `"`), 36, 64)
+		if t := time.UnixMicro(micros); err == nil && micros >= 0 && micros < maxMicros && etag(t) == tag {
 			allowed = append(allowed, t)
 		}
 	}

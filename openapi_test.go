@@ -394,7 +394,12 @@ func (g *generator) input(fields []inputField, t reflect.Type) (parameters []any
 	if len(properties) == 0 {
 		return parameters, nil
 	}
-	schema := object{"type": "object", "additionalProperties": false, "properties": properties}
+	schema := object{"type": "object", "properties": properties}
+	if media == "application/json" {
+		schema["additionalProperties"] = false
+	} else {
+		schema["description"] = "Other parameters are ignored (RFC 6749 section 3.2)."
+	}
 	if len(required) > 0 {
 		schema["required"] = required
 	}
@@ -410,8 +415,9 @@ func (g *generator) input(fields []inputField, t reflect.Type) (parameters []any
 
 // text is the schema of an input field: its type, and what its rule promises.
 func (g *generator) text(t reflect.Type, name string) object {
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
+	pointers := 0
+	for ; t.Kind() == reflect.Pointer; t = t.Elem() {
+		pointers++
 	}
 	schema := object{"type": "string"}
 	switch t.Kind() {
@@ -419,6 +425,9 @@ func (g *generator) text(t reflect.Type, name string) object {
 		schema["type"] = "boolean"
 	case reflect.Slice: // JSON of somebody else's making
 		schema["type"] = "object"
+	}
+	if pointers == 2 {
+		schema["type"] = []any{schema["type"], "null"}
 	}
 	for k, v := range g.rules[name].schema {
 		schema[k] = v

@@ -23,7 +23,7 @@ type rule struct {
 func newRules(p *passwords) map[string]rule {
 	// The shortest address is a@b.c; that a local part ends after 64 characters is part of the format.
 	name := map[string]any{"minLength": 1, "maxLength": maxName, "pattern": namePattern,
-		"description": "Trimmed and composed (Unicode NFC) before it is measured."}
+		"description": "Trimmed and composed (Unicode NFC) before it is measured; with something to see among its characters."}
 	return map[string]rule{
 		"email": {map[string]any{"format": "email", "minLength": 5, "maxLength": maxEmail, "pattern": emailPattern.String()}, checkEmail},
 		"name":  {name, checkName},
@@ -33,11 +33,17 @@ func newRules(p *passwords) map[string]rule {
 				return s, code, detail
 			}},
 		"password": {map[string]any{"format": "password", "minLength": 1, "maxLength": maxPasswordBytes, "pattern": noNUL}, length(1, maxPasswordBytes)},
+		// What is no address is of nobody; an address has one spelling, whose attempts are counted (R38).
+		"username": {map[string]any{"minLength": 1, "pattern": noNUL}, func(s string) (string, string, string) {
+			if email, code, _ := checkEmail(s); code == "" {
+				return email, "", ""
+			}
+			return length(1, maxBody)(s)
+		}},
 		// Whatever fits into a body is a wrong one, not a bad request.
 		"credential": {map[string]any{"minLength": 1, "pattern": noNUL}, length(1, maxBody)},
 		"text":       {map[string]any{"maxLength": maxAccessBytes, "pattern": noNUL}, length(0, maxAccessBytes)},
-		// Another grant has an error of its own (RFC 6749 section 5.2), which is the handler's.
-		"grant_type": {map[string]any{"enum": []string{"password", "refresh_token"}}, length(1, maxAccessBytes)},
+		"grant_type": enum("password", "refresh_token"),
 		"uuid":       {map[string]any{"format": "uuid", "pattern": uuidPattern}, checkUUID},
 		"role":       enum("user", "admin"),
 		"search":     {name, checkName},
@@ -58,8 +64,10 @@ const (
 var emailPattern = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*" +
 	`@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 
-// checkEmail returns the canonical form: lower case, and nothing else folded (R18).
+// checkEmail returns the canonical form: lower case, without the white space that keyboards and tables leave around an
+// address, and nothing else folded (R18).
 func checkEmail(s string) (value, code, detail string) {
+	s = strings.TrimFunc(s, whiteSpace)
 	// The length comes first: nothing parses what is too long.
 	if len(s) > maxEmail || strings.IndexByte(s, '@') > 64 || !emailPattern.MatchString(s) {
 		return "", "invalid_email", "must be an address such as ada@example.com"
@@ -67,8 +75,8 @@ func checkEmail(s string) (value, code, detail string) {
 	return strings.ToLower(s), "", ""
 }
 
-// namePattern says of a name what checkName does, in ECMA-262 as JSON Schema wants it: something to see, and between
-// the white space around it nothing that is forbidden.
+// namePattern says of a name what checkName does, in ECMA-262 as JSON Schema wants it: between the white space around it
+// nothing that is forbidden, and something besides white space. Which characters can be seen no portable pattern says.
 const (
 	namePattern    = `^\s*[^\s` + forbiddenClass + `]([^` + forbiddenClass + `]*[^\s` + forbiddenClass + `])?\s*$`
 	forbiddenClass = `\x00-\x1F\x7F-\x9F\u2028-\u202E\u2066-\u2069`
@@ -80,14 +88,25 @@ const (
 func checkName(s string) (value, code, detail string) {
 	s = norm.NFC.String(strings.TrimFunc(s, whiteSpace))
 	switch n := utf8.RuneCountInString(s); {
-	case n == 0:
-		return "", "required", "must not be empty"
 	case n > maxName:
 		return "", "too_long", fmt.Sprintf("must have at most %d characters", maxName)
 	case strings.ContainsFunc(s, forbidden):
 		return "", "forbidden_character", "must not contain control or direction-changing characters"
+	case !strings.ContainsFunc(s, visible):
+		return "", "required", "must have a character that can be seen"
 	}
 	return s, "", ""
+}
+
+// visible says whether a character shows by itself: a letter, digit, mark of punctuation or symbol. White space, format
+// and private characters, combining marks and what is not assigned do not, nor do the fillers among the letters and
+// symbols: the default ignorable ones (Hangul), blank Braille, a note without a head, Egyptian blanks.
+func visible(c rune) bool {
+	switch c {
+	case '\u2800', '\U0001D159', '\U00013441', '\U00013442':
+		return false
+	}
+	return unicode.In(c, unicode.L, unicode.N, unicode.P, unicode.S) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, c)
 }
 
 // forbidden are NUL and the other controls, line and paragraph separators, and bidirectional overrides.

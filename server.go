@@ -39,6 +39,8 @@ type server struct {
 	exporting gate                                 // one place for each export that is being made // room:audit
 	mux       *http.ServeMux
 	draining  atomic.Bool
+
+	warnForwarded, warnHop sync.Once // about X-Forwarded-For
 }
 
 // Limits of one replica (R14), of which a client has four fifths at most. What is above them is refused at once.
@@ -74,11 +76,12 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 	return s, nil
 }
 
-// handler is the middleware chain, innermost first.
+// handler is the middleware chain, innermost first. Whatever refuses stands behind cors: a page can read every refusal.
 func (s *server) handler() http.Handler {
 	h := s.route()
-	h = s.cors(h) // room:cors
 	h = s.shed(h)
+	h = s.limitBody(h)
+	h = s.cors(h) // room:cors
 	h = s.recoverPanics(h)
 	return s.observe(h)
 }
@@ -181,6 +184,46 @@ func (s *server) recoverPanics(next http.Handler) http.Handler {
 		}()
 		next.ServeHTTP(rw, r)
 	})
+}
+
+// limitBody refuses a body that is announced too large before it is sent (RFC 9110 section 10.1.1, R117).
+func (s *server) limitBody(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w := rw.(*response)
+		if r.ContentLength > maxBody {
+			s.writeError(w, r, errTooLarge)
+		} else {
+			next.ServeHTTP(w, r)
+		}
+		if w.status >= 400 && r.ContentLength != 0 && w.Header().Get("Connection") == "close" {
+			linger(w)
+		}
+	})
+}
+
+// What is read of a body after its refusal: as much as a client may send before it looks for an answer.
+const (
+	maxUnread  = 16 << 20
+	lingerTime = 5 * time.Second
+)
+
+// linger closes a connection on which a body may be on its way: the sending half first, the rest when the client has
+// closed too. To close both at once resets the connection, and the client may lose the answer (RFC 9112 section 9.6).
+func linger(w *response) {
+	controller := http.NewResponseController(w)
+	if controller.Flush() != nil {
+		return // the client has gone
+	}
+	conn, _, err := controller.Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	_ = conn.SetDeadline(time.Now().Add(lingerTime))
+	_, _ = io.CopyN(io.Discard, conn, maxUnread)
 }
 
 // shed refuses what is above maxInFlight or an origin's share of it, before it costs anything; health checks always pass.
@@ -293,7 +336,7 @@ func (s *server) listenAndServe(ctx context.Context, listener net.Listener) erro
 	hs := &http.Server{
 		Handler: s.handler(), Protocols: protocols, DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
-		IdleTimeout: 120 * time.Second, MaxHeaderBytes: maxHeaderBytes - netHTTPSlop,
+		IdleTimeout: s.cfg.IdleTimeout, MaxHeaderBytes: maxHeaderBytes - netHTTPSlop,
 		ErrorLog: s.errorLog(),
 	}
 	work, stopWork := context.WithCancel(context.Background())

@@ -183,7 +183,8 @@ func TestHostIsIgnored(t *testing.T) {
 // R10
 func TestClientIP(t *testing.T) {
 	t.Parallel()
-	s := &server{cfg: config{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}}
+	var logged lockedBuffer
+	s := &server{log: newLogger(config{LogFormat: "json"}, &logged), cfg: config{TrustedProxies: networks{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}}
 	for _, tc := range []struct {
 		peer      string
 		forwarded []string
@@ -200,12 +201,190 @@ func TestClientIP(t *testing.T) {
 		{"[fd00::1]:1", []string{"2001:db8::5"}, "2001:db8::5"},
 		{"[::ffff:10.0.0.1]:1", []string{"::ffff:203.0.113.9"}, "203.0.113.9"},
 		{"10.0.0.1:1", []string{"10.0.0.5, 10.0.0.6"}, "10.0.0.5"},
+		{"10.0.0.1:1", []string{"203.0.113.9:51234"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"203.0.113.9:51234, 10.0.0.2:80"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"2001:db8::9"}, "2001:db8::9"},
+		{"10.0.0.1:1", []string{"[2001:db8::9]"}, "2001:db8::9"},
+		{"10.0.0.1:1", []string{"[2001:db8::9]:443"}, "2001:db8::9"},
+		{"10.0.0.1:1", []string{`"[2001:db8::9]:443"`}, "2001:db8::9"},
+		{"10.0.0.1:1", []string{"2001:db8:0:0:0:0:0:9:443"}, "2001:db8::9"},
+		{"10.0.0.1:1", []string{"[fe80::1%eth0]:80"}, "fe80::1"},
+		{"10.0.0.1:1", []string{"fe80::1%eth0"}, "fe80::1"},
+		{"10.0.0.1:1", []string{"[::ffff:203.0.113.9]:80"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"::ffff:203.0.113.9:80"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"203.0.113.9,"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"203.0.113.9, , ,"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"", "203.0.113.9", ""}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{"\t203.0.113.9\t ,10.0.0.2"}, "203.0.113.9"},
+		{"10.0.0.1:1", []string{", ,"}, "10.0.0.1"},
+		{"10.0.0.1:1", []string{"203.0.113.9, unknown"}, "10.0.0.1"},
+		{"10.0.0.1:1", []string{"203.0.113.9, [10.0.0.3"}, "10.0.0.1"},
+		{"10.0.0.1:1", []string{"203.0.113.9, 10.0.0.3:port"}, "10.0.0.1"},
+		{"10.0.0.1:1", []string{"203.0.113.9, 10.0.0.3:70000"}, "10.0.0.1"},
 		{"nonsense", nil, "invalid IP"},
 	} {
 		r := &http.Request{RemoteAddr: tc.peer, Header: http.Header{"X-Forwarded-For": tc.forwarded}}
 		if got := s.clientIP(r).String(); got != tc.want {
 			t.Errorf("%s %v: %s, want %s", tc.peer, tc.forwarded, got, tc.want)
 		}
+	}
+	// Two lines say that all clients may look like one, however often it happens; none repeats the header.
+	if log := logged.String(); strings.Count(log, "\n") != 2 || strings.Count(log, "outside TRUSTED_PROXIES") != 1 ||
+		strings.Count(log, "cannot be read") != 1 || strings.Contains(log, "unknown") || strings.Contains(log, "203.0.113.9") {
+		t.Errorf("logged\n%s", log)
+	}
+}
+
+// R113: 33 sign-ins of 33 networks behind a proxy that writes ports are not one client's.
+func TestPortsOfForwarded(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, throttled, func(c *config) { c.TrustedProxies = networks{netip.MustParsePrefix("127.0.0.0/8")} })
+	for i := range 33 {
+		s.do(request{method: "POST", path: "/v1/auth/token", header: http.Header{"X-Forwarded-For": {fmt.Sprintf("198.51.%d.7:5000", i)}},
+			body: url.Values{"grant_type": {"password"}, "username": {fmt.Sprintf("nobody%d@example.com", i)}, "password": {"x"}}}).want(400, "invalid_grant")
+	}
+}
+
+// The answer to a refusal before the route is one that a page can read: its headers are those of every other answer.
+func TestCORSOfRefusals(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, func(c *config) { c.CORSOrigins = []string{"https://app.example"} })
+	wanted := func(what string, status int, header http.Header, want int) {
+		t.Helper()
+		if status != want || header.Get("Access-Control-Allow-Origin") != "https://app.example" || !strings.Contains(header.Get("Vary"), "Origin") ||
+			!strings.Contains(strings.ToLower(header.Get("Access-Control-Expose-Headers")), "retry-after") {
+			t.Errorf("%s: %d %v", what, status, header)
+		}
+	}
+	send := func(q request) answer {
+		t.Helper()
+		q.header = http.Header{"Origin": {"https://app.example"}}
+		return s.do(q)
+	}
+	a := send(request{method: "POST", path: "/v1/auth/register", body: strings.Repeat("x", maxBody+1)})
+	wanted("announced too large", a.status, a.header, 413)
+	status, header, _ := s.raw("POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\nTransfer-Encoding: chunked\r\n\r\n" +
+		strings.Repeat("8000\r\n"+strings.Repeat("a", 0x8000)+"\r\n", 3) + "0\r\n\r\n")
+	wanted("chunked too large", status, header, 413)
+	a = send(request{path: "/v1/nothing"})
+	wanted("unknown", a.status, a.header, 404)
+	a = send(request{path: "//v1/users/me"})
+	wanted("unclean", a.status, a.header, 404)
+	a = send(request{method: "PUT", path: "/v1/users/me"})
+	wanted("method", a.status, a.header, 405)
+	a = send(request{path: "/v1/users/me"})
+	wanted("no token", a.status, a.header, 401)
+	for range maxInFlight {
+		s.inFlight <- struct{}{}
+	}
+	a = send(request{path: "/v1/users/me"})
+	wanted("overloaded", a.status, a.header, 503)
+	preflight := s.do(request{method: "OPTIONS", path: "/v1/users/me", header: http.Header{"Origin": {"https://app.example"}, "Access-Control-Request-Method": {"GET"}}})
+	if preflight.status != 204 {
+		t.Error("a preflight takes a place: ", preflight.status)
+	}
+	for range maxInFlight {
+		<-s.inFlight
+	}
+	s.mux.HandleFunc("GET /panic", func(http.ResponseWriter, *http.Request) { panic("boom") })
+	status, header, _ = s.raw("GET /panic HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\nConnection: close\r\n\r\n")
+	wanted("a defect", status, header, 500)
+	s.logs.mu.Lock()
+	s.logs.b.Reset() // the defect was ours
+	s.logs.mu.Unlock()
+}
+
+// Tracing may add its headers to the calls of a page; what is for proxies to say, a page may not.
+func TestCORSHeaders(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, func(c *config) { c.CORSOrigins = []string{"https://app.example"} })
+	for headers, allowed := range map[string]bool{
+		"authorization,baggage,content-type,sentry-trace,traceparent,tracestate": true, "authorization,x-requested-with": true, "b3": true,
+		"authorization,if-match,x-datadog-origin,x-datadog-parent-id,x-datadog-sampling-priority,x-datadog-trace-id": true,
+		"x-forwarded-for": false, "x-http-method-override": false, "authorization,cookie": false,
+	} {
+		a := s.do(request{method: "OPTIONS", path: "/v1/users/me", header: http.Header{"Origin": {"https://app.example"},
+			"Access-Control-Request-Method": {"GET"}, "Access-Control-Request-Headers": {headers}}})
+		if ok := a.status == 204 && a.header.Get("Access-Control-Allow-Headers") == headers; ok != allowed {
+			t.Errorf("%s: %d %v", headers, a.status, a.header)
+		}
+	}
+}
+
+// What is public may be read by a page of any origin, without credentials; nothing else becomes readable.
+func TestPublicDocuments(t *testing.T) {
+	t.Parallel()
+	off := newTestServer(t)
+	on := off.newReplica(func(c *config) { c.CORSOrigins = []string{"https://app.example"} })
+	for _, s := range []*testServer{off, on} {
+		for path, want := range map[string]string{
+			"/openapi.json": "*", "/.well-known/jwks.json": "*", "/.well-known/oauth-authorization-server": "*", "/.well-known/nothing": "*",
+			"/v1/users/me": "", "/docs": "", "/healthz": "", "/.well-known": "",
+		} {
+			for _, origin := range []string{"https://other.example", "null"} {
+				a := s.do(request{path: path, header: http.Header{"Origin": {origin}}})
+				if a.header.Get("Access-Control-Allow-Origin") != want || a.header.Get("Access-Control-Allow-Credentials") != "" {
+					t.Errorf("%s from %s: %v", path, origin, a.header)
+				}
+				if listed := len(s.cfg.CORSOrigins) > 0 && want == ""; strings.Contains(a.header.Get("Vary"), "Origin") != listed {
+					t.Errorf("%s varies by %q", path, a.header.Get("Vary"))
+				}
+			}
+		}
+		if a := s.get("/openapi.json", ""); a.header.Get("Access-Control-Allow-Origin") != "*" { // a cache may give it to a page
+			t.Error(a.header)
+		}
+	}
+}
+
+// R117: who announces too much is refused before sending it, and who sends it anyway can read the refusal, however
+// much comes before they look, as long as the connection can take.
+func TestTooLargeIsReadable(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	const large = 5 << 20
+	for _, head := range []string{
+		"Content-Length: 5242880\r\n", "Content-Length: 5242880\r\nConnection: close\r\n",
+		"Content-Length: 5242880\r\nExpect: 100-continue\r\n", "Transfer-Encoding: chunked\r\n", "Transfer-Encoding: chunked\r\nConnection: close\r\n",
+	} {
+		body := strings.Repeat("a", large)
+		if strings.Contains(head, "chunked") {
+			body = "500000\r\n" + body + "\r\n0\r\n\r\n"
+		}
+		h := s.attack("POST /v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + head + "\r\n" + body) // fails when it cannot send all
+		response, err := http.ReadResponse(h.r, nil)
+		if err != nil {
+			t.Errorf("%q: %v", head, err)
+			continue
+		}
+		content, err := io.ReadAll(response.Body)
+		if _, end := h.r.ReadByte(); response.StatusCode != 413 || !strings.Contains(string(content), "body_too_large") || err != nil || end != io.EOF {
+			t.Errorf("%q: %d %s %v %v", head, response.StatusCode, content, err, end)
+		}
+	}
+	// Nothing is sent, and nothing is waited for.
+	for _, expect := range []string{"", "Expect: 100-continue\r\n"} {
+		h := s.attack("POST /v1/auth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 65537\r\n" + expect + "\r\n")
+		content, err := io.ReadAll(h)
+		if !strings.HasPrefix(string(content), "HTTP/1.1 413 ") || !strings.Contains(string(content), `"error":"invalid_request"`) || err != nil {
+			t.Errorf("%q: %s %v", expect, content, err)
+		}
+	}
+}
+
+// A connection may be idle for as long as it is configured to, and a request that has begun for ReadHeaderTimeout only.
+func TestIdleTimeout(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, func(c *config) { c.IdleTimeout = time.Second })
+	h := s.attack("HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+	content, err := io.ReadAll(h) // ends when the server closes
+	if !strings.HasPrefix(string(content), "HTTP/1.1 200 ") || err != nil {
+		t.Errorf("%s %v", content, err)
+	}
+	patient := newTestServer(t)
+	h = patient.attack("HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost")
+	if content, err = io.ReadAll(h); !strings.HasPrefix(string(content), "HTTP/1.1 200 ") || err != nil {
+		t.Errorf("%s %v", content, err)
 	}
 }
 

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/uuid"
 )
@@ -52,9 +54,9 @@ type keyRing struct {
 	byID    map[[4]byte]*key
 	jwks    jwkSet
 	cfg     config
-	parser  *jwt.Parser
-	expired *jwt.Parser // like parser, but takes what has expired: for ending a session
 	known   *tokenCache
+
+	validator *jwt.Validator // of the claims of RFC 7519 section 4.1
 }
 
 // jwkSet is RFC 7517 section 5.
@@ -89,12 +91,8 @@ func newKeyRing(cfg config) (*keyRing, error) {
 		ring.byKid[k.kid], ring.byID[k.id] = k, k
 		ring.jwks.Keys = append(ring.jwks.Keys, public)
 	}
-	options := []jwt.ParserOption{
-		jwt.WithValidMethods([]string{"ES256"}), jwt.WithIssuer(cfg.PublicURL), jwt.WithAudience(cfg.PublicURL),
-		jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithStrictDecoding(),
-	}
-	ring.parser = jwt.NewParser(append(options, jwt.WithLeeway(accessLeeway))...)
-	ring.expired = jwt.NewParser(append(options, jwt.WithLeeway(cfg.RefreshMaxTTL))...)
+	ring.validator = jwt.NewValidator(jwt.WithIssuer(cfg.PublicURL), jwt.WithAudience(cfg.PublicURL),
+		jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(accessLeeway))
 	return ring, nil
 }
 
@@ -173,7 +171,7 @@ func (k *keyRing) verifyAccess(token string) (*accessClaims, error) {
 		}
 		return nil, errBadToken
 	}
-	claims, err := k.parseAccess(k.parser, token)
+	claims, err := k.parseAccess(token)
 	if err == nil {
 		k.known.put(token, claims)
 	}
@@ -183,30 +181,71 @@ func (k *keyRing) verifyAccess(token string) (*accessClaims, error) {
 // accessPattern is the one spelling of a JWT (R47): decoders of base64 skip line breaks.
 var accessPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$`)
 
-func (k *keyRing) parseAccess(parser *jwt.Parser, token string) (*accessClaims, error) {
+// accessHeader is all that the header may hold: no crit, jwk, x5c and the like (R45).
+type accessHeader struct {
+	Algorithm string `json:"alg"`
+	Type      string `json:"typ"`
+	KeyID     string `json:"kid"`
+}
+
+// parseAccess reads header and claims as strictly as a body (R116). Claims that it does not know are those of a later
+// version, whose replicas may run beside this one.
+func (k *keyRing) parseAccess(token string) (*accessClaims, error) {
 	if len(token) > maxAccessBytes || !accessPattern.MatchString(token) {
 		return nil, errBadToken
 	}
+	parts := strings.Split(token, ".")
+	var header accessHeader
+	if _, err := unmarshalPart(parts[0], &header, json.RejectUnknownMembers(true)); err != nil {
+		return nil, err
+	}
+	key := k.byKid[header.KeyID]
+	if key == nil || header.Algorithm != jwt.SigningMethodES256.Alg() || header.Type != accessType {
+		return nil, errBadToken
+	}
+	signature, err := base64.RawURLEncoding.Strict().DecodeString(parts[2])
+	if err != nil {
+		return nil, err
+	}
+	if err := jwt.SigningMethodES256.Verify(parts[0]+"."+parts[1], signature, &key.private.PublicKey); err != nil {
+		return nil, err
+	}
 	var claims accessClaims
-	_, err := parser.ParseWithClaims(token, &claims, func(t *jwt.Token) (any, error) {
-		// golang-jwt ignores crit, jwk, x5c and the like; nothing but these three may be there (R45).
-		kid, _ := t.Header["kid"].(string)
-		key := k.byKid[kid]
-		if key == nil || t.Header["typ"] != accessType || len(t.Header) != 3 {
+	members, err := unmarshalPart(parts[1], &claims)
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range members {
+		date := name == "exp" || name == "iat" || name == "nbf"
+		if name != strings.ToLower(name) || date && value.Kind() != '0' { // jwt.NumericDate takes numbers as text
 			return nil, errBadToken
 		}
-		return &key.private.PublicKey, nil
-	})
-	switch {
-	case err != nil:
+	}
+	if err := k.validator.Validate(&claims); err != nil {
 		return nil, err
-	case claims.IssuedAt == nil, claims.ID == "", claims.ClientID != clientID, claims.Generation < 1,
-		len(claims.Roles) == 0, claims.Scope == "", len(claims.Audience) != 1,
-		!isUUID(claims.Subject), !isUUID(claims.SessionID),
-		claims.ExpiresAt.Sub(claims.IssuedAt.Time) > k.cfg.AccessTokenTTL+time.Minute:
+	}
+	if claims.IssuedAt == nil || claims.ID == "" || claims.ClientID != clientID || claims.Generation < 1 ||
+		len(claims.Roles) == 0 || claims.Scope == "" || len(claims.Audience) != 1 ||
+		!isUUID(claims.Subject) || !isUUID(claims.SessionID) {
+		return nil, errBadToken
+	}
+	if life := claims.ExpiresAt.Sub(claims.IssuedAt.Time); life <= 0 || life > k.cfg.AccessTokenTTL+time.Minute {
 		return nil, errBadToken
 	}
 	return &claims, nil
+}
+
+// unmarshalPart reads one part of a token into target, and returns its members.
+func unmarshalPart(part string, target any, options ...json.Options) (map[string]jsontext.Value, error) {
+	text, err := base64.RawURLEncoding.Strict().DecodeString(part)
+	if err != nil {
+		return nil, err
+	}
+	members, err := parseObject(text)
+	if err != nil {
+		return nil, err
+	}
+	return members, json.Unmarshal(text, target, options...)
 }
 
 // tokenCache remembers verified tokens, at most 2 × tokenCacheSize of them: when the young generation is full it

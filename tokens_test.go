@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/base64"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -101,6 +102,76 @@ func TestAccessTokenRules(t *testing.T) {
 	}
 }
 
+// R116: header and claims are strict JSON, as bodies are, with dates that are numbers in order.
+func TestStrictTokens(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	m := s.newUser("ada@example.com", "user")
+	now := time.Now().Unix()
+	header := fmt.Sprintf(`{"alg":"ES256","typ":"at+jwt","kid":"%s"}`, s.keys.signing.kid)
+	claims := fmt.Sprintf(`{"iss":"%s","aud":["%[1]s"],"sub":"%s","client_id":"roster","exp":%d,"iat":%d,"jti":"x","sid":"%s","gen":1,"roles":["user"],"scope":"account"}`,
+		s.cfg.PublicURL, m.id, now+60, now, scalar[string](s, "select id::text from sessions"))
+	in := func(text, old, new string) string {
+		if !strings.Contains(text, old) {
+			t.Fatalf("no %s in %s", old, text)
+		}
+		return strings.Replace(text, old, new, 1)
+	}
+	exp := fmt.Sprintf(`"exp":%d`, now+60)
+	for _, tc := range []struct {
+		name, header, claims string
+		ok                   bool
+	}{
+		{"as issued", header, claims, true},
+		{"white space", " " + in(header, `,`, " ,\n"), in(claims, `:`, " : "), true},
+		{"a claim of a later version", header, in(claims, `{`, `{"acr":"aal1",`), true},
+		{"one audience as text", header, in(claims, `["`+s.cfg.PublicURL+`"]`, `"`+s.cfg.PublicURL+`"`), true},
+		{"a fraction", header, in(claims, exp, exp+".5"), true},
+		{"nbf", header, in(claims, `{`, fmt.Sprintf(`{"nbf":%d,`, now)), true},
+		{"nbf to come", header, in(claims, `{`, fmt.Sprintf(`{"nbf":%d,`, now+50)), false},
+		{"nbf as text", header, in(claims, `{`, fmt.Sprintf(`{"nbf":"%d",`, now)), false},
+		{"nbf null", header, in(claims, `{`, `{"nbf":null,`), false},
+		{"nbf a list", header, in(claims, `{`, `{"nbf":[],`), false},
+		{"exp as text", header, in(claims, exp, fmt.Sprintf(`"exp":"%d"`, now+60)), false},
+		{"iat as text", header, in(claims, fmt.Sprintf(`"iat":%d`, now), fmt.Sprintf(`"iat":"%d"`, now)), false},
+		{"exp at iat", header, in(claims, exp, fmt.Sprintf(`"exp":%d`, now)), false},
+		{"exp before iat", header, in(claims, exp, fmt.Sprintf(`"exp":%d`, now-10)), false},
+		{"gen as text", header, in(claims, `"gen":1`, `"gen":"1"`), false},
+		{"gen a fraction", header, in(claims, `"gen":1`, `"gen":1.5`), false},
+		{"jti a number", header, in(claims, `"jti":"x"`, `"jti":1`), false},
+		{"roles as text", header, in(claims, `["user"]`, `"user"`), false},
+		{"exp twice", header, in(claims, `{`, `{"exp":1,`), false},
+		{"sub twice by escape", header, in(claims, `{`, `{"\u0073ub":"x",`), false},
+		{"a duplicate inside", header, in(claims, `{`, `{"x":{"a":1,"a":2},`), false},
+		{"Exp", header, in(claims, `"exp"`, `"Exp"`), false},
+		{"SUB beside sub", header, in(claims, `{`, `{"SUB":"x",`), false},
+		{"long s", header, in(claims, `"sub"`, `"\u017fub"`), false},
+		{"invalid UTF-8", header, in(claims, `"x"`, "\"\xff\""), false},
+		{"a lone surrogate", header, in(claims, `"x"`, `"\ud800"`), false},
+		{"too deep", header, in(claims, `{`, `{"x":`+strings.Repeat("[", maxDepth)+strings.Repeat("]", maxDepth)+`,`), false},
+		{"trailing bytes", header, claims + "x", false},
+		{"two values", header, claims + claims, false},
+		{"a list of claims", header, "[" + claims + "]", false},
+		{"no claims", header, "null", false},
+		{"alg twice", in(header, `{`, `{"alg":"ES256",`), claims, false},
+		{"Alg", in(header, `"alg"`, `"Alg"`), claims, false},
+		{"Kid beside kid", in(header, `{`, `{"Kid":"x",`), claims, false},
+		{"typ as a list", in(header, `"at+jwt"`, `["at+jwt"]`), claims, false},
+		{"trailing bytes of the header", header + "{}", claims, false},
+		{"header of another value", `"` + s.keys.signing.kid + `"`, claims, false},
+	} {
+		signed := base64.RawURLEncoding.EncodeToString([]byte(tc.header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(tc.claims))
+		signature, err := jwt.SigningMethodES256.Sign(signed, s.keys.signing.private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := s.get("/v1/users/me", signed+"."+base64.RawURLEncoding.EncodeToString(signature))
+		if (a.status == 200) != tc.ok || !tc.ok && a.code() != "invalid_access_token" {
+			t.Errorf("%s: %d %s", tc.name, a.status, a.body)
+		}
+	}
+}
+
 // R44, R47: tokens of every wrong kind.
 func TestForeignTokens(t *testing.T) {
 	t.Parallel()
@@ -163,7 +234,13 @@ func TestAuthorizationHeader(t *testing.T) {
 		{"another scheme", "", []string{"Token " + m.token}, 401, `Bearer realm="roster"`},
 		{"no scheme", "", []string{m.token}, 401, `Bearer realm="roster"`},
 		{"empty token", "", []string{"Bearer "}, 401, `Bearer realm="roster", error="invalid_token"`},
-		{"two spaces", "", []string{"Bearer  " + m.token}, 401, `Bearer realm="roster", error="invalid_token"`},
+		{"two spaces", "", []string{"Bearer  " + m.token}, 200, ""},
+		{"tabs", "", []string{"Bearer\t \t" + m.token}, 200, ""},
+		{"a space behind", "", []string{"BEARER " + m.token + " "}, 200, ""},
+		{"two tokens", "", []string{"Bearer " + m.token + " " + m.token}, 401, `Bearer realm="roster", error="invalid_token"`},
+		{"a list", "", []string{"Bearer " + m.token + ", Basic YTpi"}, 401, `Bearer realm="roster", error="invalid_token"`},
+		{"no space", "", []string{"Bearer" + m.token}, 401, `Bearer realm="roster"`},
+		{"another space", "", []string{"Bearer\u00a0" + m.token}, 401, `Bearer realm="roster"`},
 		{"in the query", "?access_token=" + m.token, nil, 401, `Bearer realm="roster"`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
