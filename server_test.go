@@ -274,18 +274,14 @@ func TestCORSOfRefusals(t *testing.T) {
 	wanted("method", a.status, a.header, 405)
 	a = send(request{path: "/v1/users/me"})
 	wanted("no token", a.status, a.header, 401)
-	for range maxInFlight {
-		s.inFlight <- struct{}{}
-	}
+	leave := s.inFlight.fill()
 	a = send(request{path: "/v1/users/me"})
 	wanted("overloaded", a.status, a.header, 503)
 	preflight := s.do(request{method: "OPTIONS", path: "/v1/users/me", header: http.Header{"Origin": {"https://app.example"}, "Access-Control-Request-Method": {"GET"}}})
 	if preflight.status != 204 {
 		t.Error("a preflight takes a place: ", preflight.status)
 	}
-	for range maxInFlight {
-		<-s.inFlight
-	}
+	leave()
 	s.mux.HandleFunc("GET /panic", func(http.ResponseWriter, *http.Request) { panic("boom") })
 	status, header, _ = s.raw("GET /panic HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\nConnection: close\r\n\r\n")
 	wanted("a defect", status, header, 500)
