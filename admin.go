@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/sethvargo/go-envconfig"
 )
 
@@ -19,11 +20,21 @@ func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string
 		return nil, err
 	}
 	cfg.DBMaxConns = 2
-	pool, err := openPool(ctx, cfg)
+	pc, err := poolConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("DATABASE_URL %w", err)
+	}
+	pc.ConnConfig.Tracer = limits{2 * pc.ConnConfig.ConnectTimeout} // nobody else waits
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, err
 	}
-	return &server{cfg: cfg, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}, nil
+	s := &server{cfg: cfg, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams)}
+	if err := s.checkDatabase(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // runAdmin is the command: admin EMAIL [--password-stdin]. It makes a platform admin of the account, which it makes or

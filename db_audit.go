@@ -19,7 +19,7 @@ func (d db) audit(ctx context.Context, c caller, action string, organizationID, 
 	_, err = d.q.Exec(ctx, `
 		insert into audit_events (id, action, actor_id, organization_id, subject_id, ip, detail)
 		values ($1, $2, $3, $4, $5, $6, $7)`,
-		newID(), action, nonEmpty(c.user.ID), organizationID, subjectID, c.ip, b) // pgx writes an unknown address as NULL
+		newID(), action, nonEmpty(c.user.ID), organizationID, subjectID, c.ip, string(b)) // pgx writes an unknown address as NULL
 	return err
 }
 

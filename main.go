@@ -12,6 +12,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -124,21 +125,27 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	return s.listenAndServe(ctx, listener)
 }
 
-// openServer makes the pool and the server; both connect when they are first used.
+// openServer makes the pool and the server. They wait for a database that does not answer yet.
 func openServer(ctx context.Context, cfg config, stdout io.Writer) (*server, error) {
 	// Memory is dominated by Argon2, garbage by small requests: collecting less often is worth a few megabytes.
 	debug.SetGCPercent(400)
-	pool, err := openPool(ctx, cfg)
+	log := newLogger(cfg, stdout)
+	pool, err := openPool(ctx, cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	return newServer(cfg, pool, newLogger(cfg, stdout))
+	return newServer(cfg, pool, log)
 }
 
-func openPool(ctx context.Context, cfg config) (*pgxpool.Pool, error) {
+func openPool(ctx context.Context, cfg config, log *slog.Logger) (*pgxpool.Pool, error) {
 	pc, err := poolConfig(cfg)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("DATABASE_URL %w", err)
+	}
+	if limit, err := connectionLimit(ctx, pc.ConnConfig); err == nil && limit < pc.MaxConns { // an error will come again
+		log.Warn("this role may have fewer connections than DB_MAX_CONNS", "connections", limit, "DB_MAX_CONNS", pc.MaxConns)
+		pc.MaxConns = max(limit, 1)
+		pc.MinIdleConns = min(pc.MaxConns, pc.MinIdleConns)
 	}
 	return pgxpool.NewWithConfig(ctx, pc)
 }
