@@ -24,7 +24,7 @@ declare
             select name, relowner, acl.grantee from tables join pg_attribute on attrelid = tables.oid, aclexplode(attacl) acl
             union
             select 'function ' || p.oid::regprocedure, proowner, acl.grantee
-            from pg_proc p, aclexplode(coalesce(proacl, acldefault('f', proowner))) acl
+            from pg_proc p, aclexplode(proacl) acl
             where pronamespace = current_schema()::regnamespace and proname = 'touch_updated_at'
         )
         select name, coalesce(quote_ident(rolname), 'public') as grantee from rights left join pg_roles r on r.oid = grantee
@@ -41,6 +41,7 @@ begin
     end loop;
 
     execute format('revoke create on schema %I from public', home);
+    revoke all on function touch_updated_at() from public; -- PostgreSQL's own default
     for object, stranger in execute strangers loop
         execute format('revoke all on %s from %s cascade', object, stranger);
         raise notice 'every right on % is taken from %', object, stranger;
