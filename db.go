@@ -178,6 +178,7 @@ func poolConfig(cfg config) (*pgxpool.Config, error) {
 		// Times are UTC in the API, whatever the zone of this machine.
 		conn.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID,
 			Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
+		conn.TypeMap().RegisterDefaultPgType(versions{}, "_timestamptz") // default_query_exec_mode=exec asks no server
 		return nil
 	}
 	return pc, nil
