@@ -9,6 +9,7 @@ import (
 	crand "crypto/rand"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -249,7 +250,7 @@ func newBenchServer(b *testing.B, throttle string) *testServer {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { log.Close() })
-	pool, err := openPool(b.Context(), cfg)
+	pool, err := openPool(b.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -163,7 +163,7 @@ func (cfg *config) check(p *problems) {
 	if cfg.DatabaseURL == "" {
 		p.add("DATABASE_URL", "is required: postgres://user@host:5432/name")
 	} else if _, err := poolConfig(config{DatabaseURL: cfg.DatabaseURL, DBMaxConns: 1}); err != nil {
-		p.add("DATABASE_URL", "is not a PostgreSQL connection URL: postgres://user@host:5432/name")
+		p.add("DATABASE_URL", "%v", err)
 	}
 	var err error
 	if cfg.secrets, err = decodeSecrets(cfg.SecretKeys); err != nil {

@@ -163,33 +163,36 @@ func connectionLost(err error) bool {
 
 const (
 	acquireTimeout = 2 * time.Second // how long a request waits for a connection before it is shed (R14)
-	connectTimeout = 3 * time.Second
-	cancelTimeout  = time.Second // for asking the server to end what a broken connection was doing
+	connectTimeout = 3 * time.Second // unless the URL says another
+	cancelTimeout  = time.Second     // for asking the server to end what a broken connection was doing
 )
 
 // poolConfig sets every figure of the pool explicitly (R83).
 func poolConfig(cfg config) (*pgxpool.Config, error) {
-	pc, err := pgxpool.ParseConfig(cfg.DatabaseURL)
+	pc, err := parseDatabaseURL(cfg.DatabaseURL, serveLimits)
 	if err != nil {
 		return nil, err
 	}
 	pc.MaxConns = cfg.DBMaxConns
+	pc.MinConns = 0
 	pc.MinIdleConns = min(2, cfg.DBMaxConns)
 	pc.MaxConnLifetime = 30 * time.Minute
 	pc.MaxConnLifetimeJitter = 5 * time.Minute
 	pc.MaxConnIdleTime = 5 * time.Minute
 	pc.HealthCheckPeriod = 15 * time.Second
 	pc.PingTimeout = time.Second
-	pc.ConnConfig.ConnectTimeout = connectTimeout
-	pc.ConnConfig.DialFunc = hurryCancel(pc.ConnConfig.DialFunc)
+	pc.ConnConfig.ConnectTimeout = cmp.Or(pc.ConnConfig.ConnectTimeout, connectTimeout)
+	pc.ConnConfig.DialFunc = hurryCancel(pc.ConnConfig.DialFunc, pc.ConnConfig.ConnectTimeout)
 	pc.ConnConfig.OnPgError = func(_ *pgconn.PgConn, e *pgconn.PgError) bool {
 		return e.SeverityUnlocalized != "FATAL" && e.Code != "25006"
 	}
-	pc.ConnConfig.Tracer = limits{}
+	pc.ConnConfig.Tracer = limits{acquireTimeout}
+	pc.BeforeConnect = new(startup).prepare
 	pc.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		// Times are UTC in the API, whatever the zone of this machine.
 		conn.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID,
 			Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
+		conn.TypeMap().RegisterDefaultPgType(versions{}, "_timestamptz") // default_query_exec_mode=exec asks no server
 		return nil
 	}
 	return pc, nil
@@ -197,7 +200,7 @@ func poolConfig(cfg config) (*pgxpool.Config, error) {
 
 // hurryCancel bounds the dials of pgx that are not to connect but to cancel, which it gives 15 s. Until then the broken
 // connection keeps its place in the pool: after a failover from a host that is gone nobody would get one (R85).
-func hurryCancel(dial pgconn.DialFunc) pgconn.DialFunc {
+func hurryCancel(dial pgconn.DialFunc, connectTimeout time.Duration) pgconn.DialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) <= connectTimeout {
 			return dial(ctx, network, addr)
@@ -212,10 +215,10 @@ func hurryCancel(dial pgconn.DialFunc) pgconn.DialFunc {
 	}
 }
 
-// limits bounds what pgxpool has no setting for: the wait for a connection, by acquireTimeout, and a statement of
-// somebody who has no deadline, such as a sender of mails, by requestTimeout. A network that swallows everything would
-// hold them for good. pgx goes on with the contexts that the start methods return.
-type limits struct{}
+// limits bounds what pgxpool has no setting for: the wait for a connection, and a statement of somebody who has no
+// deadline, such as a sender of mails, by requestTimeout. A network that swallows everything would hold them for good.
+// pgx goes on with the contexts that the start methods return.
+type limits struct{ acquire time.Duration }
 
 type cancelLimit struct{}
 
@@ -230,8 +233,8 @@ func unlimit(ctx context.Context) {
 	}
 }
 
-func (limits) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
-	return limited(ctx, acquireTimeout)
+func (l limits) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+	return limited(ctx, l.acquire)
 }
 
 func (limits) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireEndData) {

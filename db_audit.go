@@ -47,7 +47,7 @@ func (e auditEntry) row(c caller) []any {
 		panic(err) // our own types always marshal
 	}
 	// pgx writes an unknown address as NULL.
-	return []any{newID(), e.action, nonEmpty(c.user.ID), nonEmpty(e.organization), nonEmpty(e.subject), c.ip, detail}
+	return []any{newID(), e.action, nonEmpty(c.user.ID), nonEmpty(e.organization), nonEmpty(e.subject), c.ip, string(detail)}
 }
 
 func (d db) insertAuditEvent(ctx context.Context, row []any) error {

@@ -103,6 +103,7 @@ func TestEveryChangeIsAudited(t *testing.T) {
 			s.exec("update users set role = 'admin' where id = $1", c.me.id)
 		}
 		s.exec("insert into sessions (id, user_id, expires_at) values ($1, $2, now() + interval '1 day')", newID(), c.other)
+		s.exec("update memberships set role = 'admin' where user_id = $1", c.other) // or the change of role would change nothing
 		q := matrixRequest(rt, c)
 		if rt.pattern == "POST /v1/auth/token" {
 			q.body = url.Values{"grant_type": {"password"}, "username": {c.me.email}, "password": {testPassword}}

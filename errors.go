@@ -112,6 +112,9 @@ func toAPIError(err error) *apiError {
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return errTooLarge
 	}
+	if _, ok := errors.AsType[unfit](err); ok {
+		return errDatabase.because(err)
+	}
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok { // whatever the reason: refused, no such role, wrong password
 		return errDatabase.because(err)
 	}

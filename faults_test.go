@@ -349,11 +349,10 @@ func TestReadOnlyPrimary(t *testing.T) {
 	me := request{path: "/v1/users/me", token: m.token}
 	write := request{method: "PATCH", path: "/v1/users/me", token: m.token, body: jsonBody("name", "X")}
 	s.do(me).want(200, "")
-	alter := "alter database " + scalar[string](direct, "select current_database()")
-	if err := adminExec(t.Context(), alter+" set default_transaction_read_only = on"); err != nil {
-		t.Fatal(err)
-	}
-	s.pool.Reset()
+	direct.exec(`create function refuse() returns trigger language plpgsql as $$ begin
+		raise 'read-only' using errcode = 'read_only_sql_transaction';
+	end $$`)
+	direct.exec("create trigger refuse before update on users execute function refuse()")
 	together(8, func(int) bool { a, err := s.try(me); return err == nil && a.status == 200 })
 	last := scalar[time.Time](direct, "select clock_timestamp()")
 	s.do(write).unavailable()
@@ -361,9 +360,7 @@ func TestReadOnlyPrimary(t *testing.T) {
 	s.until(func() bool {
 		return scalar[int](direct, "select count(*) from pg_stat_activity where application_name = 'read-only' and datname = current_database() and backend_start < $1", last) == 0
 	})
-	if err := adminExec(t.Context(), alter+" reset default_transaction_read_only"); err != nil {
-		t.Fatal(err)
-	}
+	direct.exec("drop trigger refuse on users")
 	s.recovers(write)
 }
 

@@ -173,7 +173,7 @@ func TestTokenEndpointErrors(t *testing.T) {
 		{"empty password is none", url.Values{"grant_type": {"password"}, "username": {"a@example.com"}, "password": {""}}, "invalid_request", 400, "invalid_request"},
 		{"no refresh token", url.Values{"grant_type": {"refresh_token"}}, "invalid_request", 400, "invalid_request"},
 		{"repeated", "grant_type=password&grant_type=password", "unsupported_media_type", 415, "invalid_request"},
-		{"unknown parameter", url.Values{"grant_type": {"password"}, "redirect_uri": {"x"}}, "malformed_request", 400, "invalid_request"},
+		{"unknown parameter", url.Values{"grant_type": {"password"}, "redirect_uri": {"x"}}, "invalid_request", 400, "invalid_request"},
 		{"JSON", map[string]string{"grant_type": "password"}, "unsupported_media_type", 415, "invalid_request"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

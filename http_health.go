@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 )
@@ -28,7 +27,7 @@ type readiness struct {
 	err   error
 }
 
-// readReadiness says whether to send requests here: not draining, the database answers in time, the schema fits.
+// readReadiness says whether to send requests here: not draining, the database answers in time, and they would not fail there.
 func (s *server) readReadiness(ctx context.Context, _ caller, _ none) (health, error) {
 	if s.draining.Load() {
 		return health{}, errNotReady
@@ -38,10 +37,7 @@ func (s *server) readReadiness(ctx context.Context, _ caller, _ none) (health, e
 	if time.Now().After(s.ready.until) {
 		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 		defer cancel()
-		version, err := s.db.schemaVersion(ctx)
-		if err == nil && version < requiredVersion() {
-			err = fmt.Errorf("the schema has version %d, this program needs %d", version, requiredVersion())
-		}
+		err := s.checkDatabase(ctx)
 		s.ready.until, s.ready.err = time.Now().Add(time.Second), err
 		if err != nil {
 			s.ready.until = time.Now().Add(100 * time.Millisecond)

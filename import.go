@@ -10,6 +10,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,11 +99,15 @@ func runImport(ctx context.Context, args []string, lookup envconfig.Lookuper, ou
 		}
 		defer in.Close()
 	}
-	conn, err := connectDirectly(ctx, cfg.DatabaseURL)
+	conn, err := connectDirectly(ctx, cfg.DatabaseURL, out)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	state, err := readState(ctx, conn, conn.Config().RuntimeParams)
+	if err = cmp.Or(err, state.serves()); err != nil {
+		return err
+	}
 	im.q = conn
 	err = im.run(ctx, in)
 	did := "imported"

@@ -12,6 +12,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -133,14 +134,15 @@ func runServe(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) 
 	return s.listenAndServe(ctx, listener)
 }
 
-// openServer makes the pool and the server; both connect when they are first used.
+// openServer makes the pool and the server. They wait for a database that does not answer yet.
 func openServer(ctx context.Context, cfg config, stdout io.Writer) (*server, error) {
 	boundGarbage()
-	pool, err := openPool(ctx, cfg)
+	log := newLogger(cfg, stdout)
+	pool, err := openPool(ctx, cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	return newServer(cfg, pool, newLogger(cfg, stdout))
+	return newServer(cfg, pool, log)
 }
 
 // openCommand is the configuration and the database of a command that serves nothing; it asks for no more of the
@@ -151,17 +153,27 @@ func openCommand(ctx context.Context, lookup envconfig.Lookuper, needs ...string
 		return nil, err
 	}
 	cfg.DBMaxConns = 2
-	pool, err := openPool(ctx, cfg)
+	pc, err := poolConfig(cfg)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("DATABASE_URL %w", err)
 	}
+	pc.ConnConfig.Tracer = limits{2 * pc.ConnConfig.ConnectTimeout} // nobody else waits
 	var keys *keyRing
 	if len(cfg.secrets) > 0 { // no command needs them, and prune can do with them
 		if keys, err = newKeyRing(cfg); err != nil {
 			return nil, err
 		}
 	}
-	return &server{cfg: cfg, keys: keys, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams, cfg.words()...)}, nil
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{cfg: cfg, keys: keys, pool: pool, db: db{q: pool}, passwords: newPasswords(cfg.PasswordMinLength, currentParams, cfg.words()...)}
+	if err := s.checkDatabase(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // maxGarbage is what may pile up in a small heap before it is collected, in bytes: less than a hash leaves.
@@ -178,10 +190,15 @@ func boundGarbage() {
 	runtime.AddCleanup(new([64]byte), func(struct{}) { boundGarbage() }, struct{}{})
 }
 
-func openPool(ctx context.Context, cfg config) (*pgxpool.Pool, error) {
+func openPool(ctx context.Context, cfg config, log *slog.Logger) (*pgxpool.Pool, error) {
 	pc, err := poolConfig(cfg)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("DATABASE_URL %w", err)
+	}
+	if limit, err := connectionLimit(ctx, pc.ConnConfig); err == nil && limit < pc.MaxConns { // an error will come again
+		log.Warn("this role may have fewer connections than DB_MAX_CONNS", "connections", limit, "DB_MAX_CONNS", pc.MaxConns)
+		pc.MaxConns = max(limit, 1)
+		pc.MinIdleConns = min(pc.MaxConns, pc.MinIdleConns)
 	}
 	return pgxpool.NewWithConfig(ctx, pc)
 }
@@ -226,7 +243,7 @@ func runSessions(ctx context.Context, args []string, lookup envconfig.Lookuper, 
 	if err != nil {
 		return err
 	}
-	conn, err := connectDirectly(ctx, cfg.DatabaseURL)
+	conn, err := connectDirectly(ctx, cfg.DatabaseURL, stdout)
 	if err != nil {
 		return err
 	}

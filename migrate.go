@@ -4,16 +4,14 @@ import (
 	"cmp"
 	"context"
 	"embed"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/tern/v2/migrate"
 	"github.com/sethvargo/go-envconfig"
 )
@@ -24,12 +22,6 @@ import (
 //go:embed sql/*.sql
 var sqlFiles embed.FS
 
-const (
-	versionTable = "public.schema_version"
-	// lockTimeout keeps a migration from queueing behind a long transaction with everybody else behind it (R94).
-	lockTimeout = "5s"
-)
-
 // requiredVersion is the schema this program needs: the number of migrations it knows.
 func requiredVersion() int32 {
 	files, err := fs.Glob(sqlFiles, "sql/*.sql")
@@ -37,16 +29,6 @@ func requiredVersion() int32 {
 		panic(err) // only for a malformed pattern
 	}
 	return int32(len(files)) // #nosec G115 -- a few files
-}
-
-// schemaVersion is 0 before the first migration.
-func (d db) schemaVersion(ctx context.Context) (version int32, err error) {
-	err = d.q.QueryRow(ctx, `select version from public.schema_version`).Scan(&version)
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "42P01" { // undefined_table
-		return 0, nil
-	}
-	return version, err
 }
 
 // runMigrate is the command: migrate [up|down|status|to N].
@@ -59,7 +41,7 @@ func runMigrate(ctx context.Context, args []string, lookup envconfig.Lookuper, o
 	case verb == "down":
 		target = func(current int32) int32 { return max(current-1, 0) }
 	case verb == "status":
-		target = func(current int32) int32 { return current }
+		target = nil
 	case args[0] == "to" && len(args) == 2:
 		n, err := strconv.ParseInt(args[1], 10, 32)
 		if err != nil || n < 0 {
@@ -77,53 +59,23 @@ func runMigrate(ctx context.Context, args []string, lookup envconfig.Lookuper, o
 	return migrateTo(ctx, cfg.DatabaseURL, out, target)
 }
 
-// connectDirectly opens a connection for a command whose statements may take their time. Its limits replace those of the
-// role (sql/005); they are in the start-up message, because tern resets what was set later. The URL may say others:
-// ?lock_timeout=1min
-func connectDirectly(ctx context.Context, databaseURL string) (*pgx.Conn, error) {
-	cc, err := pgx.ParseConfig(databaseURL)
-	if err != nil {
-		return nil, errors.New("DATABASE_URL is not a PostgreSQL connection URL")
-	}
-	for name, limit := range map[string]string{
-		"lock_timeout": lockTimeout, "statement_timeout": "0", "idle_in_transaction_session_timeout": "0"} {
-		cc.RuntimeParams[name] = cmp.Or(cc.RuntimeParams[name], limit)
-	}
-	conn, err := pgx.ConnectConfig(ctx, cc)
-	if err != nil {
-		return nil, fmt.Errorf("connecting to the database: %w", err)
-	}
-	return conn, nil
-}
-
-// migrateTo brings the schema from its current version to the one that target chooses, printing each step, then says
-// where it is. Each migration commits together with its version.
+// migrateTo brings the schema from its current version to the one that target chooses, printing each step, then puts the
+// rights and limits of the newest *_runtime.sql right and says where it is; without a target only the last. Each migration
+// commits together with its version.
 func migrateTo(ctx context.Context, databaseURL string, out io.Writer, target func(current int32) int32) error {
-	conn, err := connectDirectly(ctx, databaseURL)
+	conn, err := connectDirectly(ctx, databaseURL, out)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	m, err := migrate.NewMigrator(ctx, conn, versionTable)
-	if err != nil {
-		return fmt.Errorf("reading the schema version: %w", err)
-	}
-	files, err := fs.Sub(sqlFiles, "sql")
-	if err != nil {
+	state, err := readState(ctx, conn, conn.Config().RuntimeParams)
+	if err = cmp.Or(err, state.fits()); err != nil {
 		return err
 	}
-	if err := m.LoadMigrations(files); err != nil {
-		return fmt.Errorf("loading migrations: %w", err)
-	}
-	m.OnStart = func(_ int32, name, direction, _ string) { fmt.Fprintf(out, "%-4s %s\n", direction, name) }
-	current, err := m.GetCurrentVersion(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the schema version: %w", err)
-	}
-	wanted := target(current)
-	if wanted != current {
-		if err := m.MigrateTo(ctx, wanted); err != nil {
-			return fmt.Errorf("migrating from version %d to %d: %w", current, wanted, err)
+	wanted := state.version
+	if target != nil {
+		if wanted, err = applyMigrations(ctx, conn, out, target); err != nil {
+			return err
 		}
 	}
 	pending := ""
@@ -134,16 +86,62 @@ func migrateTo(ctx context.Context, databaseURL string, out io.Writer, target fu
 	return nil
 }
 
-// checkSchema refuses to serve on a schema that is too old, and says what to run. A newer one fits: migrations only
-// add until every replica is new. A database that does not answer yet is no reason to stop: /readyz waits for it.
-func checkSchema(ctx context.Context, s *server) error {
-	version, err := s.db.schemaVersion(ctx)
+func applyMigrations(ctx context.Context, conn *pgx.Conn, out io.Writer, target func(current int32) int32) (int32, error) {
+	m, err := loadMigrations(ctx, conn)
 	if err != nil {
-		s.log.Warn("the database does not answer yet; not ready until it does", "cause", err.Error())
-		return nil
+		return 0, err
 	}
-	if version < requiredVersion() {
-		return fmt.Errorf("the schema has version %d and this program needs %d: run `%s migrate`", version, requiredVersion(), os.Args[0])
+	m.OnStart = func(_ int32, name, direction, _ string) { fmt.Fprintf(out, "%-4s %s\n", direction, name) }
+	current, err := m.GetCurrentVersion(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("reading the schema version: %w", err)
 	}
-	return nil
+	wanted := target(current)
+	if wanted != current {
+		if err := m.MigrateTo(ctx, wanted); err != nil {
+			return 0, fmt.Errorf("migrating from version %d to %d: %w", current, wanted, err)
+		}
+	}
+	for _, migration := range slices.Backward(m.Migrations[:min(int(wanted), len(m.Migrations))]) {
+		if strings.HasSuffix(migration.Name, "_runtime.sql") {
+			if _, err := conn.Exec(ctx, migration.UpSQL); err != nil {
+				return 0, fmt.Errorf("%s: %w", migration.Name, err)
+			}
+			break
+		}
+	}
+	return wanted, nil
+}
+
+// loadMigrations reads sql/ for the schema that the URL names. Where pg_trgm is in a schema of its own, as managed
+// services have it, its operators are found there.
+func loadMigrations(ctx context.Context, conn *pgx.Conn) (*migrate.Migrator, error) {
+	path := conn.Config().RuntimeParams["search_path"]
+	schema := schemaOf(conn.Config().RuntimeParams)
+	var elsewhere string
+	err := conn.QueryRow(ctx, `
+		select coalesce((select extnamespace::regnamespace::text from pg_extension where extname = 'pg_trgm'), '')`).Scan(&elsewhere)
+	if err != nil {
+		return nil, err
+	}
+	if elsewhere != "" {
+		path += ", " + elsewhere
+	}
+	m, err := migrate.NewMigrator(ctx, conn, schema+".schema_version")
+	if err != nil {
+		return nil, fmt.Errorf("reading the schema version: %w", err)
+	}
+	files, err := fs.Sub(sqlFiles, "sql")
+	if err != nil {
+		return nil, err
+	}
+	if err := m.LoadMigrations(files); err != nil {
+		return nil, fmt.Errorf("loading migrations: %w", err)
+	}
+	home := strings.NewReplacer("schema public", "schema "+schema, "public.schema_version", schema+".schema_version")
+	for _, migration := range m.Migrations {
+		migration.UpSQL = "set local search_path = " + path + ";\n" + home.Replace(migration.UpSQL)
+		migration.DownSQL = home.Replace(migration.DownSQL)
+	}
+	return m, nil
 }

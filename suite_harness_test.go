@@ -264,7 +264,7 @@ func (s *testServer) quietReplica() *testServer {
 // calls sendDue or sendNext. stop ends the replica early.
 func startMailServer(t testing.TB, cfg config, deliver func(context.Context, message) error) (s *testServer, stop func()) {
 	t.Helper()
-	pool, err := openPool(t.Context(), cfg)
+	pool, err := openPool(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
