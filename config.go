@@ -294,19 +294,29 @@ func (n *networks) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// decodeSecrets reads the ring of CONTRACT section 3: base64, at least 32 bytes each, none a placeholder (R44).
+// decodeSecrets reads the ring of SECRET_KEYS: base64, at least 32 bytes each, none a placeholder (R44). White
+// space separates like a comma, so that a file may hold one a line.
 func decodeSecrets(ring string) ([][]byte, error) {
-	if ring == "" {
+	if strings.TrimSpace(ring) == "" {
 		return nil, errors.New("is required: one line of `roster keygen`")
 	}
+	var entries []string
+	for entry := range strings.SplitSeq(ring, ",") {
+		lines := strings.Fields(entry)
+		// base64 wraps what is long: a second line that is too short for 32 bytes is the end of the first.
+		if len(lines) == 0 || len(lines) == 2 && len(lines[1]) < 44 {
+			lines = []string{strings.Join(lines, "")}
+		}
+		entries = append(entries, lines...)
+	}
 	var secrets [][]byte
-	for i, s := range strings.Split(ring, ",") {
-		secret, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(s))
+	for i, s := range entries {
+		secret, err := base64.StdEncoding.Strict().DecodeString(s)
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("entry %d is not base64: make one with `roster keygen`", i+1)
 		case len(secret) < 32:
-			return nil, fmt.Errorf("entry %d is shorter than 32 bytes: make one with `roster keygen`", i+1)
+			return nil, fmt.Errorf("entry %d is shorter than 32 bytes: make one with `roster keygen`, and put commas between secrets", i+1)
 		case weakSecret(secret):
 			return nil, fmt.Errorf("entry %d is a placeholder, not a random secret: make one with `roster keygen`", i+1)
 		case slices.ContainsFunc(secrets, func(other []byte) bool { return bytes.Equal(other, secret) }):
@@ -340,18 +350,28 @@ type fileLookuper struct {
 func (f *fileLookuper) Lookup(name string) (string, bool) {
 	value, found := f.next.Lookup(name)
 	found = found && value != ""
-	path, inFile := f.next.Lookup(name + "_FILE")
-	if !inFile {
+	path, _ := f.next.Lookup(name + "_FILE")
+	if path == "" {
 		return value, found
 	}
 	if found {
 		f.problems.add(name, "and %s_FILE are both set", name)
 		return value, true
 	}
-	content, err := os.ReadFile(path) // #nosec G304 -- the operator names it
-	if err != nil {
-		f.problems.add(name, "cannot be read from the file that %s_FILE names", name)
-		return "", false
+	value, err := readTextFile(path)
+	if pathError, ok := errors.AsType[*os.PathError](err); ok {
+		err = pathError.Err // without the path, which is a value
 	}
-	return strings.TrimRight(string(content), "\r\n"), true
+	value = strings.TrimRight(value, "\r\n")
+	switch {
+	case err != nil:
+		f.problems.add(name, "cannot be read from the file that %s_FILE names: %v", name, err)
+	case strings.TrimSpace(value) == "":
+		f.problems.add(name, "cannot be read from the file that %s_FILE names: it is empty", name)
+	case name != "SECRET_KEYS" && strings.ContainsAny(value, "\r\n"):
+		f.problems.add(name, "must be one line, and the file that %s_FILE names has several", name)
+	default:
+		return value, true
+	}
+	return "", false
 }

@@ -43,7 +43,7 @@ func (s *testServer) story() {
 		s.t.Errorf("%s", found.body)
 	}
 	s.get("/v1/audit-events", root.token).want(200, "")
-	if _, err := s.db.prune(s.t.Context(), time.Hour); err != nil {
+	if _, err := s.db.prune(s.t.Context(), s.cfg); err != nil {
 		s.t.Error(err)
 	}
 	s.get("/readyz", "").want(200, "")

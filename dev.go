@@ -9,9 +9,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -38,7 +38,7 @@ const devAdmin = "admin@example.com"
 // runDev is the whole product on an embedded default: a private PostgreSQL unless DATABASE_URL is set, migrated;
 // secrets and an admin, made once; mails on the terminal. It ends, with everything it started, when ctx does.
 func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) error {
-	dir, unlock, err := openDevDir()
+	dir, unlock, err := openDevDir(devDir)
 	if err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	if err != nil {
 		return err
 	}
-	dotenv, err := godotenv.Read(".env")
+	dotenv, err := readDotenv(".env")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf(".env: %w", err)
 	}
@@ -67,7 +67,8 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 
 	database := "your DATABASE_URL"
 	if !given(lookup, "DATABASE_URL") {
-		pg, err := startDevPostgres(ctx, dir, secrets["POSTGRES_PASSWORD"], stdout)
+		repository, _ := lookup.Lookup("POSTGRES_REPOSITORY")
+		pg, err := startDevPostgres(ctx, dir, cmp.Or(repository, mavenCentral), secrets["POSTGRES_PASSWORD"], stdout)
 		if err != nil {
 			return err
 		}
@@ -84,6 +85,9 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	if err != nil {
 		return fmt.Errorf("%w; LISTEN_ADDR=127.0.0.1:8081 takes another port", err)
 	}
+	if err := checkDevDatabase(ctx, cfg.DatabaseURL, secrets["ADMIN_ID"]); err != nil {
+		return err
+	}
 	if err := migrateTo(ctx, cfg.DatabaseURL, io.Discard, func(int32) int32 { return requiredVersion() }); err != nil {
 		return err
 	}
@@ -94,7 +98,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 	if s.deliver == nil { // room:mail
 		s.deliver = printMail(stdout)
 	}
-	password, err := ensureDevAdmin(ctx, s, secrets["ADMIN_PASSWORD"])
+	password, err := ensureDevAdmin(ctx, s, secrets)
 	if err != nil {
 		return err
 	}
@@ -110,98 +114,115 @@ func given(lookup envconfig.Lookuper, name string) bool {
 	return value != "" || path != ""
 }
 
-// openDevDir makes .roster and locks it against a second dev. Where root's clone is closed to the user that
-// PostgreSQL runs as, .roster is a link to a directory that is not.
-func openDevDir() (dir string, unlock func(), err error) {
-	path, err := filepath.Abs(devDir)
+// openDevDir makes .roster and locks it against a second dev.
+func openDevDir(path string) (dir *os.Root, unlock func(), err error) {
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, nil, err
+	}
+	// Whoever runs PostgreSQL for root may pass through.
+	if err := os.Mkdir(path, 0o711); err != nil && !errors.Is(err, os.ErrExist) { // #nosec G301 -- what is in it is closed
+		return nil, nil, err
+	}
+	if dir, err = openOwn(path); err != nil {
+		return nil, nil, err
+	}
+	lock, err := dir.OpenFile("lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return "", nil, err
-	}
-	credential, err := runAs()
-	if err != nil {
-		return "", nil, err
-	}
-	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-		if err := makeDevDir(path, credential); err != nil {
-			return "", nil, err
-		}
-	}
-	if dir, err = filepath.EvalSymlinks(path); err != nil {
-		return "", nil, fmt.Errorf("%s: %w; remove it to start anew", devDir, err)
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return "", nil, err
+		return nil, nil, err
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return "", nil, errors.New("another `roster dev` is running in this directory")
+		return nil, nil, errors.New("another `roster dev` is running in this directory")
 	}
-	return dir, func() { _ = lock.Close() }, nil
+	return dir, func() { _ = lock.Close(); _ = dir.Close() }, nil
 }
 
-func makeDevDir(path string, credential *syscall.Credential) error {
-	if err := os.Mkdir(path, 0o700); err != nil {
-		return err
+// openOwn opens a directory that belongs to the current user, and no link to one (R109).
+func openOwn(path string) (*os.Root, error) {
+	found, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
 	}
-	if credential == nil {
-		return nil
+	dir, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w; remove it to start anew", err)
 	}
-	if err := os.Chown(path, int(credential.Uid), int(credential.Gid)); err != nil {
-		return err
+	opened, err := dir.Stat(".")
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	if !os.SameFile(found, opened) || int(opened.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
+		return nil, errors.Join(fmt.Errorf("%s is a link or belongs to somebody else; remove it to start anew", path), dir.Close())
+	}
+	return dir, nil
+}
+
+// openHome returns where the data of dev's PostgreSQL lies: in dir, or, where the way there is closed to the user that
+// PostgreSQL runs as, in a directory of /var/tmp, which a link in dir remembers.
+func openHome(dir *os.Root) (*os.Root, error) {
+	target, err := dir.Readlink("postgres")
+	if err == nil {
+		home, err := openOwn(filepath.Dir(target))
+		if !errors.Is(err, os.ErrNotExist) {
+			return home, err
+		}
+	} else if mayEnter(dir.Name()) {
+		return dir.OpenRoot(".")
+	}
+	home, err := makeHome("/var/tmp")
+	if err != nil {
+		return nil, err
+	}
+	return home, errors.Join(dir.RemoveAll("postgres"), dir.Symlink(filepath.Join(home.Name(), "postgres"), "postgres"))
+}
+
+// mayEnter says whether the user that PostgreSQL runs as can reach a directory.
+func mayEnter(path string) bool {
+	credential, err := runAs()
+	if err != nil || credential == nil {
+		return true
 	}
 	try := exec.Command("/bin/sh", "-c", `cd "$0"`, path) // #nosec G204 -- the directory that dev was started in
 	try.Dir = "/"
 	try.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
-	if try.Run() == nil {
-		return nil
-	}
-	if err := os.Remove(path); err != nil {
-		return err
-	}
-	open := filepath.Join("/var/tmp", fmt.Sprintf("roster-%x", sha256.Sum256([]byte(path)))[:24])
-	info, err := os.Lstat(open)
-	if errors.Is(err, os.ErrNotExist) {
-		if err := os.Mkdir(open, 0o700); err != nil {
-			return err
-		}
-		err = os.Chown(open, int(credential.Uid), int(credential.Gid))
-	} else if err == nil && (!info.IsDir() || info.Sys().(*syscall.Stat_t).Uid != credential.Uid) {
-		err = errors.New(open + " belongs to somebody else")
-	}
-	if err != nil {
-		return err
-	}
-	return os.Symlink(open, path)
+	return try.Run() == nil
 }
 
-// devSecrets reads the secrets of dev, making them on the first run.
-func devSecrets(dir string) (map[string]string, error) {
-	path := filepath.Join(dir, "secrets.env")
-	secrets, err := godotenv.Read(path)
-	if !errors.Is(err, os.ErrNotExist) {
-		return secrets, err
-	}
-	secrets = map[string]string{
+// devSecrets reads the secrets of dev, making those that are missing.
+func devSecrets(dir *os.Root) (map[string]string, error) {
+	secrets := map[string]string{
 		"SECRET_KEYS": newSecret(), "POSTGRES_PASSWORD": rand.Text(),
-		"ADMIN_PASSWORD": strings.ToLower(rand.Text()[:20]),
+		"ADMIN_ID": newID(), "ADMIN_PASSWORD": strings.ToLower(rand.Text()[:20]),
 	}
-	content, err := godotenv.Marshal(secrets)
+	content, err := dir.ReadFile("secrets.env")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	kept, err := parseDotenv(string(content))
+	if err != nil {
+		return nil, fmt.Errorf("secrets.env: %w", err)
+	}
+	if maps.Copy(secrets, kept); len(kept) == len(secrets) {
+		return secrets, nil
+	}
+	text, err := godotenv.Marshal(secrets)
 	if err != nil {
 		return nil, err
 	}
-	return secrets, os.WriteFile(path, []byte(content+"\n"), 0o600)
+	return secrets, dir.WriteFile("secrets.env", []byte(text+"\n"), 0o600)
 }
 
 // startDevPostgres runs the private server with a database for roster.
-func startDevPostgres(ctx context.Context, dir, password string, stdout io.Writer) (*postgres, error) {
-	binDir, err := findPostgres()
-	if errors.Is(err, errNoPostgres) {
-		binDir, err = downloadPostgres(dir, stdout)
-	}
+func startDevPostgres(ctx context.Context, dir *os.Root, repository, password string, stdout io.Writer) (*postgres, error) {
+	binDir, err := providePostgres(ctx, repository, stdout)
 	if err != nil {
 		return nil, err
 	}
-	pg, err := startPostgres(ctx, binDir, filepath.Join(dir, "postgres"), filepath.Join(dir, "postgres.log"), password)
+	home, err := openHome(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer home.Close()
+	pg, err := startPostgres(ctx, binDir, home, "postgres", password)
 	if err != nil {
 		return nil, err
 	}
@@ -226,15 +247,36 @@ func makeDevDatabase(ctx context.Context, url string) error {
 	return err
 }
 
+// checkDevDatabase refuses a database whose users are not dev's: it would get an admin with a known address, and the
+// mails that wait in it would be printed (R109).
+func checkDevDatabase(ctx context.Context, url, adminID string) error {
+	conn, err := connectDirectly(ctx, url, io.Discard)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var table, foreign bool
+	if err := conn.QueryRow(ctx, `select to_regclass('users') is not null`).Scan(&table); err != nil || !table {
+		return err
+	}
+	err = conn.QueryRow(ctx, `
+		select exists (select from users) and not exists (select from users where id::text = $1)`, adminID).Scan(&foreign)
+	if err == nil && foreign {
+		err = errors.New("DATABASE_URL is a database with users that this `roster dev` did not make: give it an empty one, or run `roster serve`")
+	}
+	return err
+}
+
 // ensureDevAdmin makes the admin on the first run. It returns the password to print: empty when it was changed since.
-func ensureDevAdmin(ctx context.Context, s *server, password string) (string, error) {
+func ensureDevAdmin(ctx context.Context, s *server, secrets map[string]string) (string, error) {
+	password := secrets["ADMIN_PASSWORD"]
 	account, err := s.db.accountByEmail(ctx, devAdmin)
 	if errors.Is(err, pgx.ErrNoRows) {
 		hash, err := s.passwords.hash(ctx, netip.Addr{}, password)
 		if err != nil {
 			return "", err
 		}
-		_, err = s.db.insertUser(ctx, newUser{newID(), devAdmin, "Dev Admin", "admin", hash, true})
+		_, err = s.db.insertUser(ctx, newUser{secrets["ADMIN_ID"], devAdmin, "Dev Admin", "admin", hash, true})
 		return password, err
 	}
 	if err != nil {

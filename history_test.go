@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -95,54 +96,72 @@ func (c *client) work(i int, victim string, admin string) {
 
 // startPrimary runs a PostgreSQL of the test's own that keeps what it has acknowledged when it is killed, and waits for
 // its standby.
-func startPrimary(t *testing.T) (pg *postgres, dir string) {
+func startPrimary(t *testing.T) (pg *postgres, home *os.Root) {
 	t.Helper()
-	binDir, err := findPostgres()
+	binDir, err := testPostgres()
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err = os.MkdirTemp("", "roster-test-")
-	if err != nil {
+	if home, err = makeHome(""); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if credential, err := runAs(); err != nil {
-		t.Fatal(err)
-	} else if credential != nil {
-		if err := os.Chown(dir, int(credential.Uid), int(credential.Gid)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if pg, err = startPostgres(t.Context(), binDir, filepath.Join(dir, "primary"), filepath.Join(dir, "log"), "test", "fsync=off"); err != nil {
+	t.Cleanup(func() { _ = home.Close(); os.RemoveAll(home.Name()) })
+	if pg, err = startPostgres(t.Context(), binDir, home, "primary", "test", "fsync=off"); err != nil {
 		t.Fatal(err)
 	}
 	stop := sync.OnceValue(pg.stop) // the test stops it too
 	pg.stop = stop
 	t.Cleanup(func() { _ = stop() })
-	return pg, dir
+	return pg, home
 }
 
-// startStandby copies a primary, which from then on acknowledges nothing that the copy does not have.
-func startStandby(t *testing.T, primary *postgres, dir string) *postgres {
+// startStandby copies a primary, which from then on acknowledges nothing that the copy does not have. It copies the
+// files itself, because not every package of PostgreSQL has pg_basebackup.
+func startStandby(t *testing.T, primary *postgres, home *os.Root) *postgres {
 	t.Helper()
-	binDir, err := findPostgres()
+	binDir, err := testPostgres()
 	if err != nil {
 		t.Fatal(err)
 	}
-	credential, err := runAs()
+	conn, err := pgx.Connect(t.Context(), primary.url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if initdb, err := filepath.EvalSymlinks(filepath.Join(binDir, "initdb")); err == nil {
-		binDir = filepath.Dir(initdb) // a link may be there for initdb alone
+	defer conn.Close(t.Context())
+	start, stop := "pg_backup_start('standby', true)", "pg_backup_stop(false)"
+	if conn.PgConn().ParameterStatus("server_version") < "15" {
+		start, stop = "pg_start_backup('standby', true, false)", "pg_stop_backup(false, false)"
 	}
-	standby := filepath.Join(dir, "standby")
-	copying := exec.Command(filepath.Join(binDir, "pg_basebackup"), "-D", standby, "-d", primary.url, "-R", "-c", "fast", "--no-sync")
-	copying.Dir, copying.SysProcAttr = dir, &syscall.SysProcAttr{Credential: credential}
+	if _, err := conn.Exec(t.Context(), "select "+start); err != nil {
+		t.Fatal(err)
+	}
+	copying := exec.Command("cp", "-a", filepath.Join(home.Name(), "primary"), filepath.Join(home.Name(), "standby"))
 	if out, err := copying.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	pg, err := startPostgres(t.Context(), binDir, standby, filepath.Join(dir, "standby.log"), "test", "fsync=off", "wal_retrieve_retry_interval=50ms")
+	var label string
+	if err := conn.QueryRow(t.Context(), "select labelfile from "+stop).Scan(&label); err != nil {
+		t.Fatal(err)
+	}
+	settings, err := home.OpenFile("standby/postgresql.auto.conf", os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = fmt.Fprintf(settings, "primary_conninfo = '%s'\n", primary.url)
+	if err := errors.Join(err, settings.Close(), home.Remove("standby/postmaster.pid"), home.WriteFile("standby/standby.signal", nil, 0o644),
+		home.WriteFile("standby/backup_label", []byte(label), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if credential, err := runAs(); err != nil {
+		t.Fatal(err)
+	} else if credential != nil {
+		for _, name := range []string{"standby/standby.signal", "standby/backup_label"} {
+			if err := home.Lchown(name, int(credential.Uid), int(credential.Gid)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	pg, err := startPostgres(t.Context(), binDir, home, "standby", "test", "fsync=off", "wal_retrieve_retry_interval=50ms")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/jackc/pgx/v5"
 	"github.com/sethvargo/go-envconfig"
+	"golang.org/x/text/encoding/unicode"
 )
 
 // importInto runs the command in this process on a file with this content.
@@ -66,9 +67,9 @@ func TestImport(t *testing.T) {
 		"\n   \r\n" + strings.TrimSuffix(importLine("admin@example.com", withField("role", "admin")), "\n") + "\r\n" +
 		importLine("disabled@example.com", withField("disabled", true)) + importLine("unverified@example.com", withField("email_verified", false)) +
 		importLine("known@example.com", withField("name", "Somebody Else"), withField("role", "admin"), withField("password_hash", foreignHashes["htpasswd"])) +
-		importLine("ADA@example.com", withField("name", "Twice")) + `{"email":"bare@example.com","name":"Bare","password_hash":null,"created_at":null}`
+		`{"id":null,"email":"bare@example.com","name":null,"role":null,"password_hash":null,"email_verified":null,"disabled":null,"created_at":null}`
 	out, err := s.importInto(content)
-	if want := "9 lines: 5 imported, 2 known already, 0 bad\n"; err != nil || !strings.HasSuffix(out, want) {
+	if want := "8 lines: 5 imported, 1 known already, 0 bad\n"; err != nil || !strings.HasSuffix(out, want) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if got := scalar[string](s, "select users::text from users where id = $1", known.id); got != before {
@@ -79,7 +80,7 @@ func TestImport(t *testing.T) {
 		"admin@example.com":      "Ada Lovelace admin true false now " + testPasswordHash(),
 		"disabled@example.com":   "Ada Lovelace user true true now " + testPasswordHash(),
 		"unverified@example.com": "Ada Lovelace user false false now " + testPasswordHash(),
-		"bare@example.com":       "Bare user false false now -",
+		"bare@example.com":       "bare user false false now -",
 	} {
 		if got := scalar[string](s, `select concat_ws(' ', name, role, email_verified::text, disabled::text, case when created_at > now() - interval '1 hour'
 			then 'now' else extract(epoch from created_at)::int::text end, coalesce(password_hash, '-')) from users where email = $1`, email); got != want {
@@ -97,7 +98,7 @@ func TestImport(t *testing.T) {
 	s.signInAs("bare@example.com", testPassword).want(400, "invalid_grant")
 
 	after := scalar[string](s, "select string_agg(users::text, ';' order by id) from users")
-	if out, err := s.importInto(content); err != nil || !strings.HasSuffix(out, "9 lines: 0 imported, 7 known already, 0 bad\n") {
+	if out, err := s.importInto(content); err != nil || !strings.HasSuffix(out, "8 lines: 0 imported, 6 known already, 0 bad\n") {
 		t.Errorf("again: %v\n%s", err, out)
 	}
 	if scalar[string](s, "select string_agg(users::text, ';' order by id) from users") != after {
@@ -112,7 +113,7 @@ var badLines = []struct{ line, reason string }{
 	{`"ada@example.com"`, "is not a JSON object"},
 	{`{"email":"ada@example.com","name":"Ada"`, "is not a JSON object"},
 	{`{"email":"ada@example.com","name":"Ada"} {}`, "is not a JSON object"},
-	{`{}`, "email must be an address such as ada@example.com; name must not be empty"},
+	{`{}`, "email must be an address such as ada@example.com"},
 	{`null`, "email must"},
 	{`{"email":"ada@example.com","name":"Ada","password":"in clear"}`, "is not a JSON object of known fields"},
 	{`{"Email":"ada@example.com","name":"Ada"}`, "is not a JSON object of known fields"},
@@ -126,12 +127,17 @@ var badLines = []struct{ line, reason string }{
 	{`{"email":"Ada <ada@example.com>","name":"Ada"}`, "email must be an address"},
 	{`{"email":"ada@localhost","name":"Ada"}`, "email must be an address"},
 	{`{"email":"` + strings.Repeat("a", 250) + `@example.com","name":"Ada"}`, "email must be an address"},
-	{`{"email":"ada@example.com","name":" "}`, "name must not be empty"},
+	{`{"email":"ada@example.com","id":"0195F1E2-7B5C-7AAA-8AAA-0123456789AB"}`, "id must be a UUID in lower case"},
+	{`{"email":"ada@example.com","id":"42"}`, "id must be a UUID in lower case"},
+	{"{\"email\":\"ada@example.com\",\"name\":\"a\x00b\"}", "is not a JSON object"},
 	{`{"email":"ada@example.com","name":"` + strings.Repeat("a", 101) + `"}`, "name must have at most 100 characters"},
 	{`{"email":"ada@example.com","name":"a\u0000b"}`, "name must not contain"},
 	{`{"email":"ada@example.com","name":"a\u202eb"}`, "name must not contain"},
 	{`{"email":"ada@example.com","name":"Ada","role":"root"}`, "role must be one of user, admin"},
-	{`{"email":"ada@example.com","name":"Ada","created_at":"yesterday"}`, "/created_at"},
+	{`{"email":"ada@example.com","name":"Ada","created_at":"yesterday"}`, "created_at must be a time such as 2021-03-04T05:06:07Z"},
+	{`{"email":"ada@example.com","created_at":1614834307}`, "created_at must be a time such as 2021-03-04T05:06:07Z"},
+	{`{"email":"ada@example.com","created_at":"infinity"}`, "created_at must be a time such as"},
+	{`{"email":"ada@example.com","created_at":"2021-02-30 00:00:00"}`, "created_at must be a time such as"},
 	{`{"email":"ada@example.com","name":"Ada","created_at":"1969-12-31T23:59:59Z"}`, "created_at must be"},
 	{`{"email":"ada@example.com","name":"Ada","created_at":"2999-01-01T00:00:00Z"}`, "created_at must be"},
 	{`{"email":"ada@example.com","name":"Ada","password_hash":"5f4dcc3b5aa765d61d8327deb882cf99"}`, "password_hash is of an unknown kind"},
@@ -139,11 +145,11 @@ var badLines = []struct{ line, reason string }{
 	{`{"email":"ada@example.com","name":"Ada","password_hash":"$2b$05$` + strings.Repeat(`\u0000`, 53) + `"}`, "password_hash "},
 	{`{"email":"ada@example.com","name":"Ada","password_hash":"pbkdf2_sha256$1$\u0000$DrdiWD40lyBuydnjvZiDrdQMx1S1mOA9O0QYex0R6ww="}`, "password_hash "},
 	{`{"email":"x","name":"","role":"root","password_hash":"x","created_at":"1900-01-01T00:00:00Z"}`, "email must be an address such as ada@example.com; " +
-		"name must not be empty; role must be one of user, admin; password_hash is of an unknown kind: Argon2, bcrypt, scrypt (PHC) or Django pbkdf2_sha256; created_at must be between 1970 and now"},
+		"role must be one of user, admin; password_hash is of an unknown kind: Argon2, bcrypt, scrypt (PHC) or Django pbkdf2_sha256; created_at must be between 1970 and now"},
 	{`{"email":"ada@example.com","name":"` + strings.Repeat("a", 64<<10) + `"}`, "is longer than 65536 bytes"},
 	{`{"email":"ada@example.com","name":"` + strings.Repeat("a", 3<<20) + `"}`, "is longer than 65536 bytes"},
 	{strings.Repeat(`{"email":`, 5_000), "is not a JSON object"},
-	{`{"email":"ada@example.com","name":"Ada","created_at":"` + strings.Repeat("a", 60_000) + `"}`, "/created_at"},
+	{`{"email":"ada@example.com","name":"Ada","created_at":"` + strings.Repeat("a", 60_000) + `"}`, "created_at must be"},
 	{`{"` + strings.Repeat("a", 60_000) + `":1}`, "is not a JSON object of known fields"},
 }
 
@@ -250,6 +256,16 @@ func TestImportUnreadable(t *testing.T) {
 	if err, returned := <-ended; !returned || err == nil || err == errBadLines {
 		t.Errorf("importing a directory: returned %v, %v", returned, err)
 	}
+	for name, content := range map[string]string{
+		"a JSON array": "[\n" + importLine("ada@example.com") + "]", "one on a line": "[" + strings.TrimSpace(importLine("ada@example.com")) + "]",
+		"an object over lines": "{\n  \"email\": \"ada@example.com\"\n}\n", "CSV": "email,name\nada@example.com,Ada\n", "a spreadsheet": "PK\x03\x04\x14",
+		"UTF-32": "\xff\xfe\x00\x00{\x00\x00\x00", "UTF-32, the other way": "\x00\x00\xfe\xff\x00\x00\x00{", "UTF-16 without a mark": "{\x00\"\x00e\x00",
+	} {
+		if out, err := s.importInto(content); err == nil || err == errBadLines || out != "" || strings.Contains(err.Error(), "\n") ||
+			!errors.Is(err, errNotLines) && !errors.Is(err, errNotText) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
 	// A line of exactly the buffer's size without an end is too long, and not nothing.
 	if out, err := s.importInto(strings.Repeat("x", 1<<20)); err != errBadLines || !strings.Contains(out, "1 bad") {
 		t.Errorf("%v\n%s", err, out)
@@ -272,7 +288,7 @@ func TestImportBatches(t *testing.T) {
 	defer file.Close()
 	w := bufio.NewWriter(file)
 	for range 2*importBatch + 5 {
-		_, _ = w.WriteString(importLine("ada@example.com")) // one address: this is not about what PostgreSQL can do
+		_, _ = w.WriteString(`{"email":"ada@example.com"}` + "\n") // one address: this is not about what PostgreSQL can do
 	}
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)
@@ -281,15 +297,92 @@ func TestImportBatches(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	im := &importer{q: conn, rules: newRules(newPasswords(8, currentParams)), out: &out}
-	if err := im.run(t.Context(), file); err != nil || im.added != 1 || im.known != 2*importBatch+4 {
-		t.Errorf("%v: %d added, %d known", err, im.added, im.known)
+	im := &importer{rules: newRules(newPasswords(8, currentParams)), out: &out}
+	if err := im.run(t.Context(), conn, file); err != errBadLines || im.added != 1 || im.bad != 2*importBatch+4 {
+		t.Errorf("%v: %d added, %d bad", err, im.added, im.bad)
 	}
 	if cap(im.batch) > 2*importBatch {
 		t.Errorf("the batch grew to %d", cap(im.batch))
 	}
-	if !strings.Contains(out.String(), "\n") {
+	if !strings.Contains(out.String(), "20000 lines read\n") {
 		t.Error("nothing tells how far it is")
+	}
+	if want := fmt.Sprintf("line %d: this address is in line 1 already\n", 2*importBatch+5); !strings.HasSuffix(out.String(), want) {
+		t.Error("what is in another batch already is not named")
+	}
+}
+
+// What editors, spreadsheets and shells of other systems make of a file changes nothing.
+func TestImportEncodings(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	utf16 := func(order unicode.Endianness, text string) string {
+		encoded, err := unicode.UTF16(order, unicode.UseBOM).NewEncoder().String(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return encoded
+	}
+	lines := []string{`{"email":"ada@example.com","name":"Am\u00e9lie"}`, `{"email":"eve@example.com","name":"Zoë"}`, ``, `{"email":"bad"}`, `{"email":"bob@example.com","name":"Bob"}`}
+	unix := strings.Join(lines, "\n")
+	for name, content := range map[string]string{
+		"no last line end": unix, "UTF-8 with a mark": "\ufeff" + unix + "\n", "Windows": "\ufeff" + strings.Join(lines, "\r\n") + "\r\n",
+		"Macintosh": strings.Join(lines, "\r") + "\r", "UTF-16LE": utf16(unicode.LittleEndian, strings.Join(lines, "\r\n")), "UTF-16BE": utf16(unicode.BigEndian, unix+"\n"),
+	} {
+		s.exec("delete from users")
+		out, err := s.importInto(content)
+		if err != errBadLines || out != "line 4: email must be an address such as ada@example.com\n5 lines: 3 imported, 0 known already, 1 bad\n" {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+		if got := scalar[string](s, "select string_agg(name, ' ' order by email) from users"); got != "Am\u00e9lie Bob Zo\u00eb" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+// One address or id in several lines, and ids that an account disagrees with, are named; whatever way the file is read.
+func TestImportTwice(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	known, free := s.newUser("known@example.com", "user"), newID()
+	content := importLine("ada@example.com", withField("id", free), withField("name", "First")) + importLine("ADA@Example.com", withField("name", "Second")) +
+		importLine("bob@example.com", withField("id", free)) + importLine("bob@example.com") + importLine("Known@example.com", withField("id", known.id)) +
+		importLine("known@Example.com") + importLine("eve@example.com", withField("id", known.id)) + importLine("ada@example.com", withField("id", free))
+	want := "line 2: this address is in line 1 already\nline 6: this address is in line 5 already\nline 8: this address is in line 1 already\n" +
+		"line 3: this id is in line 1 already\nline 7: this id is in line 5 already\n"
+	for _, option := range []string{"--dry-run", "--atomic"} {
+		if out, err := s.importInto(content, option); err != errBadLines || out != want+"8 lines: 2 could be imported, 1 known already, 5 bad\n" {
+			t.Errorf("%s: %v\n%s", option, err, out)
+		}
+	}
+	if out, err := s.importInto(content); err != errBadLines || out != want+"8 lines: 2 imported, 1 known already, 5 bad\n" {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if got := scalar[string](s, "select string_agg(concat_ws(' ', email, name, id = $1, id = $2), ';' order by email) from users", free, known.id); got !=
+		"ada@example.com First t f;bob@example.com Ada Lovelace f f;known@example.com Test user f t" {
+		t.Error(got)
+	}
+	content = importLine("new@example.com", withField("id", free)) + importLine("known@example.com", withField("id", newID())) +
+		importLine("bob@example.com") + importLine("eve@example.com", withField("id", newID()))
+	want = "line 1: this id belongs to an account with another address\nline 2: this address has an account with another id\n4 lines: 1 imported, 1 known already, 2 bad\n"
+	if out, err := s.importInto(content); err != errBadLines || out != want {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestImportTimes(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"2021-03-04T05:06:07Z": "2021-03-04T05:06:07Z", "2021-03-04T05:06:07.123456": "2021-03-04T05:06:07.123456Z", // Python, isoformat
+		"2021-03-04 05:06:07+00": "2021-03-04T05:06:07Z", "2021-03-04 05:06:07.5+05:30": "2021-03-03T23:36:07.5Z", // PostgreSQL
+		"2021-03-04 05:06:07": "2021-03-04T05:06:07Z", "2021-03-04t05:06:07z": "2021-03-04T05:06:07Z", "2021-03-04T05:06:07.123-0800": "2021-03-04T13:06:07.123Z",
+		"2021-03-04 05:06:07-08": "2021-03-04T13:06:07Z", " 2021-03-04 05:06:07 UTC ": "2021-03-04T05:06:07Z", "2021-03-04 05:06:07 +0000": "2021-03-04T05:06:07Z", // Ruby
+		"04.03.2021": "", "2021-03-04": "", "1614834307": "", "2021-03-04 25:00:00": "", "2021-03-04 05:06:07 CET": "", "infinity": "", "T": "",
+	} {
+		got, err := parseTime(text)
+		if err != nil && want != "" || err == nil && got.UTC().Format(time.RFC3339Nano) != want {
+			t.Errorf("%q is %v, %v", text, got, err)
+		}
 	}
 }
 

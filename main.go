@@ -24,7 +24,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/schollz/progressbar/v3"
 	"github.com/sethvargo/go-envconfig"
+	"golang.org/x/term"
 )
 
 // version is set by the linker in releases: -ldflags "-X main.version=v1.2.3".
@@ -281,4 +283,19 @@ func buildVersion() string {
 		}
 	}
 	return "devel"
+}
+
+// newProgress is a bar with rate and remaining time on a terminal, and nothing elsewhere.
+func newProgress(out io.Writer, description string, size int64) *progressbar.ProgressBar {
+	if !onTerminal(out) {
+		out = io.Discard
+	}
+	return progressbar.NewOptions64(size, progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true),
+		progressbar.OptionSetDescription(description), progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
+}
+
+func onTerminal(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }

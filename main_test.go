@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -81,29 +81,27 @@ func openTestServer(ctx context.Context) (stop func(), err error) {
 			return func() {}, nil
 		}
 	}
-	binDir, err := findPostgres()
+	binDir, err := testPostgres()
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "roster-test-")
+	home, err := makeHome("")
 	if err != nil {
 		return nil, err
 	}
-	if credential, err := runAs(); err != nil {
-		return nil, err
-	} else if credential != nil {
-		if err := os.Chown(dir, int(credential.Uid), int(credential.Gid)); err != nil {
-			return nil, err
-		}
-	}
-	pg, err := startPostgres(ctx, binDir, filepath.Join(dir, "data"), filepath.Join(dir, "log"), "test",
+	pg, err := startPostgres(ctx, binDir, home, "data", "test",
 		"fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
 	if err != nil {
 		return nil, err
 	}
 	adminURL, privateCluster = pg.url, true
-	return func() { _ = pg.stop(); os.RemoveAll(dir) }, nil
+	return func() { _ = pg.stop(); os.RemoveAll(home.Name()) }, nil
 }
+
+// testPostgres is where the binaries are; a machine that has none fetches them once.
+var testPostgres = sync.OnceValues(func() (string, error) {
+	return providePostgres(context.Background(), cmp.Or(os.Getenv("POSTGRES_REPOSITORY"), mavenCentral), os.Stderr)
+})
 
 func adminExec(ctx context.Context, sql string) error {
 	conn, err := pgx.Connect(ctx, adminURL)

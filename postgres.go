@@ -19,20 +19,32 @@ import (
 	"syscall"
 	"time"
 
-	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 	"github.com/jackc/pgx/v5"
 )
 
 // A private PostgreSQL for dev and for the tests: an ordinary server of the binaries on this machine, on a free port
 // of the loopback, owned by the process that started it. serve never uses this.
 
-var errNoPostgres = errors.New("no PostgreSQL found: install one (Debian, Ubuntu: apt-get install postgresql; " +
-	"macOS: brew install postgresql), or set DATABASE_URL to a running server")
+// providePostgres returns the directory of PostgreSQL's binaries: of this machine, else of repository, which are kept.
+func providePostgres(ctx context.Context, repository string, out io.Writer) (string, error) {
+	if binDir := findPostgres(); binDir != "" {
+		return binDir, nil
+	}
+	cache, err := cacheDir()
+	if err == nil {
+		var binDir string
+		if binDir, err = fetchPostgres(ctx, repository, cache, out); err == nil {
+			return binDir, nil
+		}
+	}
+	return "", fmt.Errorf("this machine has no PostgreSQL, and none could be fetched (%w): install one (Debian, Ubuntu: "+
+		"apt-get install postgresql; macOS: brew install postgresql), or set DATABASE_URL to a running server", err)
+}
 
-// findPostgres returns the directory of the newest PostgreSQL binaries on this machine.
-func findPostgres() (string, error) {
+// findPostgres returns the directory of the newest PostgreSQL binaries on this machine, or nothing.
+func findPostgres() string {
 	if initdb, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(initdb), nil
+		return filepath.Dir(initdb)
 	}
 	var found []string
 	for _, pattern := range []string{"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin",
@@ -42,37 +54,16 @@ func findPostgres() (string, error) {
 		found = append(found, dirs...)
 	}
 	if len(found) == 0 {
-		return "", errNoPostgres
+		return ""
 	}
 	newest := slices.MaxFunc(found, func(a, b string) int { return versionIn(a) - versionIn(b) })
-	return filepath.Dir(newest), nil
+	return filepath.Dir(newest)
 }
 
 // versionIn returns the first number in a path, which is where every packager puts the major version.
 func versionIn(path string) int {
 	n, _ := strconv.Atoi(regexp.MustCompile(`[0-9]+`).FindString(path))
 	return n
-}
-
-// downloadPostgres fetches binaries into dir, for machines that have none. It needs the internet, and an ordinary user.
-func downloadPostgres(dir string, out io.Writer) (string, error) {
-	if os.Geteuid() == 0 {
-		return "", errNoPostgres
-	}
-	fmt.Fprintln(out, "No PostgreSQL on this machine: downloading one ...")
-	port, err := freePort()
-	if err != nil {
-		return "", err
-	}
-	// The library fetches as a part of starting; the data directory of this first start is thrown away.
-	scratch := filepath.Join(dir, "download")
-	defer os.RemoveAll(scratch)
-	pg := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().Port(uint32(port)).Logger(io.Discard).
-		BinariesPath(filepath.Join(dir, "binaries")).RuntimePath(scratch).CachePath(filepath.Join(dir, "cache")))
-	if err := pg.Start(); err != nil {
-		return "", fmt.Errorf("%w (downloading failed: %w)", errNoPostgres, err)
-	}
-	return filepath.Join(dir, "binaries", "bin"), pg.Stop()
 }
 
 // postgres is a running private server.
@@ -101,24 +92,38 @@ func runAs() (*syscall.Credential, error) {
 // other end was killed. It has a process group of its own, so Ctrl-C reaches the owner first.
 const watchdog = `exec 3<&0; "$0" "$@" 3<&- & pid=$!; (cat <&3 >/dev/null; kill -INT $pid) 2>/dev/null & wait $pid`
 
-// startPostgres runs a server on dataDir, which it makes when it is not there, and returns when it answers. The
-// server's output goes to logPath; settings are name=value.
-func startPostgres(ctx context.Context, binDir, dataDir, logPath, password string, settings ...string) (*postgres, error) {
+// makeHome makes a directory, of a name that nobody can foresee, for the data of PostgreSQL. Whoever runs PostgreSQL may
+// pass through it, and change nothing in it: what this process writes there follows no link of theirs (R109).
+func makeHome(parent string) (*os.Root, error) {
+	dir, err := os.MkdirTemp(parent, "roster-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(dir, 0o711); err != nil { // #nosec G302 -- what is in it is closed
+		return nil, err
+	}
+	return os.OpenRoot(dir)
+}
+
+// startPostgres runs a server on the data directory of this name in home, which it makes when it is not there, and
+// returns when it answers. Beside it is the log of the server. Settings are name=value.
+func startPostgres(ctx context.Context, binDir string, home *os.Root, name, password string, settings ...string) (*postgres, error) {
 	credential, err := runAs()
 	if err != nil {
 		return nil, err
 	}
 	command := func(name string, args ...string) *exec.Cmd {
 		cmd := exec.Command(name, args...) // #nosec G204 -- the machine's own PostgreSQL
-		cmd.Dir = filepath.Dir(dataDir)
+		cmd.Dir = "/"                      // the caller's may be closed to that user
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Setpgid: true}
 		return cmd
 	}
-	if _, err := os.Stat(filepath.Join(dataDir, "PG_VERSION")); err != nil {
-		if err := initPostgres(command, binDir, dataDir, password, credential); err != nil {
+	dataDir := filepath.Join(home.Name(), name)
+	if _, err := home.Stat(filepath.Join(name, "PG_VERSION")); err != nil {
+		if err := initPostgres(command, binDir, home, name, password, credential); err != nil {
 			return nil, err
 		}
-	} else if _, err := os.Stat(filepath.Join(dataDir, "postmaster.pid")); err == nil {
+	} else if _, err := home.Stat(filepath.Join(name, "postmaster.pid")); err == nil {
 		// A predecessor was killed, or is still going down: finish it. It fails when there is nobody, which is fine.
 		_ = command(filepath.Join(binDir, "pg_ctl"), "-D", dataDir, "-m", "fast", "-w", "stop").Run()
 	}
@@ -126,7 +131,7 @@ func startPostgres(ctx context.Context, binDir, dataDir, logPath, password strin
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) // #nosec G304 -- beside the data
+	log, err := home.OpenFile(name+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +163,7 @@ func startPostgres(ctx context.Context, binDir, dataDir, logPath, password strin
 		}
 		select {
 		case err := <-ended:
-			return nil, fmt.Errorf("PostgreSQL did not start: %v; see %s", err, logPath)
+			return nil, fmt.Errorf("PostgreSQL did not start: %v; see %s.log", err, dataDir)
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), pg.stop())
 		case <-time.After(20 * time.Millisecond):
@@ -167,26 +172,26 @@ func startPostgres(ctx context.Context, binDir, dataDir, logPath, password strin
 }
 
 // initPostgres makes a data directory under another name first, so that an interrupted one is never taken for whole.
-func initPostgres(command func(string, ...string) *exec.Cmd, binDir, dataDir, password string, owner *syscall.Credential) error {
-	unfinished, passwordFile := dataDir+".new", dataDir+".password"
-	defer os.Remove(passwordFile)
-	if err := errors.Join(os.RemoveAll(unfinished), os.Mkdir(unfinished, 0o700),
-		os.WriteFile(passwordFile, []byte(password), 0o600)); err != nil {
+func initPostgres(command func(string, ...string) *exec.Cmd, binDir string, home *os.Root, name, password string, owner *syscall.Credential) error {
+	unfinished, passwordFile := name+".new", name+".password"
+	defer func() { _ = home.Remove(passwordFile) }()
+	if err := errors.Join(home.RemoveAll(unfinished), home.RemoveAll(passwordFile), home.Mkdir(unfinished, 0o700),
+		home.WriteFile(passwordFile, []byte(password), 0o600)); err != nil {
 		return err
 	}
 	if owner != nil {
 		uid, gid := int(owner.Uid), int(owner.Gid)
-		if err := errors.Join(os.Chown(unfinished, uid, gid), os.Chown(passwordFile, uid, gid)); err != nil {
+		if err := errors.Join(home.Lchown(unfinished, uid, gid), home.Lchown(passwordFile, uid, gid)); err != nil {
 			return err
 		}
 	}
 	var err error
 	for _, ctype := range []string{"C.UTF-8", "C"} { // the first knows capitals beyond ASCII; not every system has it
-		initdb := command(filepath.Join(binDir, "initdb"), "-D", unfinished, "-U", "roster", "-A", "scram-sha-256",
-			"--pwfile="+passwordFile, "-E", "UTF8", "--locale=C", "--lc-ctype="+ctype, "--no-sync")
+		initdb := command(filepath.Join(binDir, "initdb"), "-D", filepath.Join(home.Name(), unfinished), "-U", "roster", "-A", "scram-sha-256",
+			"--pwfile="+filepath.Join(home.Name(), passwordFile), "-E", "UTF8", "--locale=C", "--lc-ctype="+ctype, "--no-sync")
 		var out []byte
 		if out, err = initdb.CombinedOutput(); err == nil {
-			return os.Rename(unfinished, dataDir)
+			return home.Rename(unfinished, name)
 		}
 		err = fmt.Errorf("initdb: %w\n%s", err, out)
 	}
