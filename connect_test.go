@@ -333,10 +333,7 @@ func TestOtherDatabases(t *testing.T) {
 	t.Run("a restore", func(t *testing.T) {
 		database := with(t, "dumped", "")
 		migrated(t, database)
-		binDir, err := findPostgres()
-		if err != nil {
-			t.Fatal(err)
-		}
+		binDir := findPostgres()
 		if initdb, err := filepath.EvalSymlinks(filepath.Join(binDir, "initdb")); err == nil {
 			binDir = filepath.Dir(initdb) // a link may be there for initdb alone
 		}

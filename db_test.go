@@ -80,10 +80,10 @@ func constantText(e ast.Expr) bool {
 	case *ast.BinaryExpr:
 		return e.Op == token.ADD && constantText(e.X) && constantText(e.Y)
 	case *ast.Ident:
-		return e.Name == "userMemberships" || e.Name == "secondFactorStep" || strings.HasSuffix(e.Name, "Columns") // constants too
+		return e.Name == "userMemberships" || e.Name == "secondFactorStep" || strings.HasSuffix(e.Name, "Columns") || e.Name == "query" // constants too, the last one of import.go
 	case *ast.SelectorExpr: // a row of the table of statements in prune.go
 		x, ok := e.X.(*ast.Ident)
-		return ok && x.Name == "q" && e.Sel.Name == "sql"
+		return ok && (x.Name == "q" && e.Sel.Name == "sql" || x.Name == "migration" && e.Sel.Name == "UpSQL") // a file of sql/
 	}
 	return false
 }

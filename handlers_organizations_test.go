@@ -1022,7 +1022,7 @@ func (s *testServer) recorded() (*testServer, *recorder) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	r := &recorder{}
+	r := &recorder{limits: limits{acquireTimeout}}
 	pc.ConnConfig.Tracer = r
 	pool, err := pgxpool.NewWithConfig(s.t.Context(), pc)
 	if err != nil {

@@ -17,7 +17,8 @@ declare
         with tables as (
             select oid, 'table ' || oid::regclass as name, relowner, relacl from pg_class
             where relnamespace = current_schema()::regnamespace and relkind = 'r' and relname in ('users', 'sessions', 'mail_tokens',
-                'mails', 'organizations', 'memberships', 'invitations', 'audit_events', 'throttles', 'schema_version')
+                'mails', 'organizations', 'memberships', 'invitations', 'audit_events', 'throttles', 'registrations', 'erasures',
+                'second_factors', 'recovery_codes', 'passkeys', 'schema_version')
         ), rights as (
             select name, relowner as owner, acl.grantee from tables, aclexplode(relacl) acl
             union
@@ -63,7 +64,8 @@ begin
     if app <> current_user then
         execute format('grant usage on schema %I to %I', home, app);
         execute format('grant select, insert, update, delete on users, sessions, mail_tokens, mails, organizations, '
-            'memberships, invitations, audit_events, throttles to %I', app);
+            'memberships, invitations, audit_events, throttles, registrations, erasures, second_factors, recovery_codes, '
+            'passkeys to %I', app);
         execute format('revoke all on schema_version from %I', app);
         execute format('grant select on schema_version to %I', app);
     end if;
