@@ -395,7 +395,7 @@ func TestMailQuotesNames(t *testing.T) {
 	if m.Subject != "You are invited to an organization" || !strings.Contains(m.Text, "“Call +1 555 0100” invites you to join “evil．\u200bcom/\u200bpay” at") {
 		t.Errorf("%s\n%s", m.Subject, m.Text)
 	}
-	if want := fmt.Sprint("“evil．\u200bcom/\u200bpay”"); !strings.Contains(m.HTML, want) {
+	if want := "“evil．\u200bcom/\u200bpay”"; !strings.Contains(m.HTML, want) {
 		t.Errorf("no %s in %s", want, m.HTML)
 	}
 }
