@@ -180,10 +180,10 @@ func mailboxRefused(err error) bool {
 	if !replied || reply.Code/100 != 5 {
 		return false
 	}
-	switch code := enhancedCode.FindString(reply.Msg); {
-	case code == "":
+	switch code := enhancedCode.FindString(reply.Msg); code {
+	case "":
 		return slices.Contains([]int{550, 551, 553}, reply.Code)
-	case code == "5.1.7", code == "5.1.8":
+	case "5.1.7", "5.1.8":
 		return false
 	default:
 		return strings.HasPrefix(code, "5.1.") || strings.HasPrefix(code, "5.2.")
