@@ -96,7 +96,7 @@ func runDev(ctx context.Context, lookup envconfig.Lookuper, stdout io.Writer) er
 		return err
 	}
 	if s.deliver == nil { // room:mail
-		s.deliver = printMail(stdout)
+		s.deliver, s.sends = printMail(stdout), true
 	}
 	password, err := ensureDevAdmin(ctx, s, secrets)
 	if err != nil {

@@ -216,7 +216,7 @@ func (s *server) mailOf(ctx context.Context, tx db, m newMail) (owner *string, s
 
 // startSenders starts the senders of this replica.
 func (s *server) startSenders(ctx context.Context, workers *sync.WaitGroup) {
-	if s.deliver == nil {
+	if !s.sends {
 		return
 	}
 	for range mailSenders {

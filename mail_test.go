@@ -11,6 +11,7 @@ import (
 	"net/mail"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -318,8 +319,8 @@ func TestSMTPVerdicts(t *testing.T) {
 			t.Parallel()
 			s := newQuietServer(t)
 			s.startRegistration("ada@example.com", testPassword)
-			var taken string
-			sender := smtpSink(t, func(c net.Conn, body string) { taken = body; tc.verdict(c) })
+			var taken atomic.Value
+			sender := smtpSink(t, func(c net.Conn, body string) { taken.Store(body); tc.verdict(c) })
 			sender.verdict = time.Second
 			var verdict error
 			if err := s.sendNext(func(ctx context.Context, m message) error { verdict = sender.deliver(ctx, m); return verdict }); err != nil {
@@ -332,7 +333,7 @@ func TestSMTPVerdicts(t *testing.T) {
 			if copies := s.mailed("ada@example.com"); len(copies) != strings.Count(tc.want, "waiting") {
 				t.Errorf("%d copies", len(copies))
 			}
-			s.verify(parseMail(t, []byte(taken)).token(t), testPassword).want(200, "")
+			s.verify(parseMail(t, []byte(taken.Load().(string))).token(t), testPassword).want(200, "")
 		})
 	}
 }

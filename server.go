@@ -33,6 +33,7 @@ type server struct {
 	rules     map[string]rule
 	deliver   func(context.Context, message) error // room:mail
 	newMail   chan struct{}                        // wakes this replica's sender // room:mail
+	sends     bool                                 // with deliver, from the start // room:mail
 	inFlight  *places                              // one for each request that is worked on
 	largeBody *places                              // one for each large body that is being read
 	answers   *places                              // one for each byte of a large answer that is being written
@@ -68,7 +69,7 @@ func newServer(cfg config, pool *pgxpool.Pool, log *slog.Logger) (*server, error
 	s.rules = newRules(s.passwords)
 	s.metrics = newMetrics(s) // room:metrics
 	if cfg.smtp != nil {      // room:mail
-		s.deliver = cfg.smtp.deliver
+		s.deliver, s.sends = cfg.smtp.deliver, true
 	}
 	for _, rt := range s.routes() {
 		s.mux.HandleFunc(rt.pattern, s.serve(rt))

@@ -276,7 +276,7 @@ func startMailServer(t testing.TB, cfg config, deliver func(context.Context, mes
 	if _, benchmark := t.(*testing.B); !benchmark {
 		replica.passwords = newPasswords(cfg.PasswordMinLength, testCost)
 	}
-	replica.deliver = deliver
+	replica.deliver, replica.sends = deliver, deliver != nil
 	listener, err := net.Listen("tcp", cfg.ListenAddr)
 	if err != nil {
 		t.Fatal(err)
